@@ -1,0 +1,65 @@
+# Everything a person runs, and all that CI runs. Needs make and Python 3.11 or newer, nothing else.
+#   make run                     the default question; another: ARGS="check qwen3-8b --gpu 4090"
+#   make test                    the whole check: format, lint, types, imports, tests
+#   make test PYTHON=python3.13  with another Python (after make clean)
+
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := .venv/Scripts
+else
+PYTHON ?= python3
+BIN := .venv/bin
+endif
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+BASE := .venv/base.stamp
+DEV := .venv/dev.stamp
+
+.PHONY: setup run test lint format golden bench smoke clean
+
+setup: $(BASE)
+
+# The base install alone: no torch, a minute at most.
+$(BASE): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'FitCheck needs Python 3.11 or newer: make PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+	$(PIP) --quiet -e .
+	touch $@
+
+# torch first and by its pin alone, so that no other package's wish can choose its build.
+$(DEV): $(BASE)
+	$(PIP) torch
+	$(PIP) -e ".[bench,dev]"
+	touch $@
+
+# Exit code 1 is an answer too: it does not fit.
+run: $(BASE)
+	@$(BIN)/fitcheck $(ARGS) || test $$? -eq 1
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(DEV)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Accept what the program prints now; read the diff before committing it.
+golden: $(DEV)
+	$(BIN)/python -m pytest --update-golden
+
+bench: $(DEV)
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/fit.py
+
+# What a user gets: the wheel and its dependencies from the package index, in a venv of its own.
+smoke: $(DEV)
+	$(BIN)/python -m pytest tests/test_install.py --index
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,195 @@
+"""What running a model costs beside its weights: forward passes, saved activations, backward, loss.
+
+Each figure is played on a Tape (decoder.py is the model's code) for one layer of each kind, then
+added up over the layers. All results are bytes; they are cached, since few knobs change them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from fitcheck.decoder import Decoder
+from fitcheck.ops import Setting
+from fitcheck.kernels import embedding_backward
+from fitcheck.model import Model
+from fitcheck.tape import Tape
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """`rows` sequences of `length` tokens; `scored` of them in each row reach the loss."""
+
+    rows: int
+    length: int
+    scored: int = 0
+    past: int = 0  # tokens already in the KV cache
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One piece (a layer, the head with its loss), its input included in every peak.
+
+    kept: saved for backward. cached: autocast's casts of its weights. forward: peak without
+    gradients; training: with them. backward: peak from the end of forward on, the incoming gradient
+    and new weight gradients included (with `replay`, from the start of running the piece again).
+    gradients: of its weights.
+    """
+
+    kept: int
+    cached: int
+    forward: int
+    training: int
+    backward: int
+    gradients: int
+
+
+@lru_cache(maxsize=8192)
+def forward_peak(model: Model, setting: Setting, shape: Shape, piece: str) -> tuple[int, int]:
+    """(peak, casts of weights that stay until autocast's region ends) of a pass without gradients."""
+    tape = Tape(grad=False)
+    block = Decoder(tape, model, setting, shape.rows, shape.length, shape.scored, shape.past)
+    x = tape.new(shape.tokens * model.hidden_size * setting.weight, setting.weight)
+    y = getattr(block, piece)(x)
+    del x, y
+    return tape.peak, sum(cast.bytes for cast in tape.region)
+
+
+@lru_cache(maxsize=8192)
+def training_cost(model: Model, setting: Setting, shape: Shape, piece: str, first: bool = False,
+                  accumulate: bool = False, replay: bool = False) -> Cost:  # fmt: skip
+    """Play a piece forward and back. first: nothing below it needs a gradient."""
+    forward, cached = forward_peak(model, setting, shape, piece)
+    tape = Tape(grad=True, accumulate=accumulate)
+    block = Decoder(tape, model, setting, shape.rows, shape.length, shape.scored, shape.past)
+    size = setting.weight
+    x = tape.new(shape.tokens * model.hidden_size * size, size, grad=not first)
+    waiting = x.bytes if replay else 0  # the incoming gradient, while the layer runs again
+    tape.live += waiting
+    y = getattr(block, piece)(x)
+    end, training = y.edge, tape.peak
+    tape.region.clear()
+    if not replay:
+        del x  # with checkpointing the layer's input outlives its backward
+    del y
+    tape.live -= waiting
+    kept = tape.live
+    if not replay:
+        tape.peak = tape.live
+    tape.backward(end)
+    return Cost(kept, cached, forward, training, tape.peak, sum(g.bytes for g in tape.grads))
+
+
+Groups = tuple[tuple[int, Setting, str], ...]
+
+
+def groups(model: Model, setting: Setting, length: int) -> Groups:
+    """Layers that run alike: (count, setting, piece). A window shorter than the text needs a mask."""
+    windowed = sum(
+        g.layers for g in model.kv_cache_groups or () if g.window is not None and g.window < length
+    )
+    if not windowed or setting.masked:
+        return ((model.num_layers, setting, "layer"),)
+    masked = replace(setting, masked=True, kernel=setting.masked_kernel)
+    rest = model.num_layers - windowed
+    found = ((windowed, masked, "layer"), (rest, setting, "layer"))
+    return found if rest else found[:1]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is alive beside weights, states and older gradients at one point of an update."""
+
+    phase: str  # forward, loss, backward
+    name: str
+    activations: int  # saved by the layers for backward, or their checkpoints
+    casts: int  # autocast's 16-bit copies of weights
+    working: int  # of the piece that is running
+    gradients: int  # made so far
+
+
+def inference_peak(model: Model, setting: Setting, shape: Shape, head: str) -> tuple[int, int]:
+    """(largest working memory of the layers, of the head) in a pass without gradients."""
+    casts = largest = 0
+    for count, kind, piece in groups(model, setting, shape.length):
+        peak, cached = forward_peak(model, kind, shape, piece)
+        largest = max(largest, peak - cached)
+        casts += count * cached
+    peak, cached = forward_peak(model, setting, shape, head)
+    return casts + largest, casts + peak
+
+
+def update_stages(
+    model: Model, setting: Setting, shape: Shape, head: str, checkpointing: bool, accumulate: bool
+) -> tuple[Stage, ...]:
+    """The moments of one forward and backward that can be the largest, in order."""
+    frozen_below = not setting.trains  # no gradient reaches the embedding
+    layers = []
+    for count, kind, piece in groups(model, setting, shape.length):
+        cost = training_cost(model, kind, shape, piece, False, accumulate, checkpointing)
+        layers.append((count, cost))
+    hidden = shape.tokens * model.hidden_size * setting.weight
+    table = model.vocab_size * model.embedding_width * setting.weight
+    # A tied head's gradient waits for the embedding's: autograd adds them before it accumulates.
+    tied = table if setting.trains and model.tie_word_embeddings and head != "score" else 0
+    ends = training_cost(model, setting, shape, head, False, accumulate)
+    made = ends if head == "score" else training_cost(model, setting, shape, "all_logits")
+    waiting = tied if accumulate else ends.gradients
+    gradients = waiting + sum(count * cost.gradients for count, cost in layers)
+    casts = sum(count * cost.cached for count, cost in layers) if checkpointing else 0
+    kept = sum(count * (hidden if checkpointing else cost.kept) for count, cost in layers)
+    below = layers[0][1]
+    if frozen_below and not checkpointing:
+        count, kind, piece = groups(model, setting, shape.length)[0]
+        first = training_cost(model, kind, shape, piece, True, accumulate, checkpointing)
+        kept += first.kept - below.kept
+        below = first
+    if checkpointing:
+        running = max(cost.forward - cost.cached for _, cost in layers) - hidden
+        replayed = max(cost.backward for _, cost in layers) - hidden
+    else:
+        running = max(cost.training - cost.kept for _, cost in layers)
+        replayed = max(cost.backward - cost.kept for _, cost in layers)
+    own = hidden if checkpointing else below.kept
+    stages = [
+        Stage("forward", "last layer", kept, casts, running, 0),
+        Stage("forward", "logits", kept, casts, made.training, 0),
+        Stage("loss", "logits", kept, casts, ends.training, 0),
+        Stage("backward", "logits", kept, 0, ends.backward - waiting, waiting),
+        Stage("backward", "last layer", kept, 0, replayed, waiting),
+        Stage(
+            *("backward", "first layer", own, 0, below.backward - own - below.gradients),
+            gradients,
+        ),
+    ]
+    if setting.trains:
+        # In plain types the head's gradient is a transposed view: the sum is then a third tensor.
+        third = tied if setting.weight == setting.compute else 0
+        stages.append(
+            Stage("backward", "embedding", 0, 0, hidden + table + third + embedding_backward(shape.tokens, model.embedding_width),
+                  gradients)  # fmt: skip
+        )
+    return tuple(stages)
+
+
+def explain(model: Model, setting: Setting, shape: Shape, piece: str, grad: bool = False) -> str:
+    """The largest tensors alive at the peak of a piece, for people."""
+    tape = Tape(grad=grad, explain=True)
+    block = Decoder(tape, model, setting, shape.rows, shape.length, shape.scored, shape.past)
+    size = setting.weight
+    x = tape.new(shape.tokens * model.hidden_size * size, size, grad=grad, name="input")
+    end = getattr(block, piece)(x).edge
+    del x
+    if grad:
+        tape.region.clear()
+        tape.backward(end)
+    sums: dict[str, int] = {}
+    for name, own in tape.at_peak:
+        sums[name] = sums.get(name, 0) + own
+    largest = sorted(sums.items(), key=lambda item: -item[1])[:8]
+    text = " + ".join(f"{name} {own / 2**20:,.1f}" for name, own in largest if own)
+    return f"{shape.rows} x {shape.length} tokens, MiB: {text}"

@@ -1,0 +1,78 @@
+"""LoRA adapters by PEFT: several on one frozen base, one for each role that sits on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fitcheck.bench.precision import DTYPES
+from fitcheck.plan import Plan
+
+
+def add_adapter(plan: Plan, model: PreTrainedModel, name: str) -> None:
+    """Freeze the model and put a LoRA adapter of that name on its linear layers.
+
+    LoRA: arXiv 2106.09685; no dropout, which would store masks. The adapter of the last call acts.
+    """
+    config = LoraConfig(
+        r=plan.lora_rank,
+        lora_alpha=2 * plan.lora_rank,
+        target_modules=_targets(plan, model),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+    )
+    with model.device:
+        inject_adapter_in_model(config, model, adapter_name=name)
+    for parameter in adapter_parameters(model, name):
+        parameter.data = parameter.data.to(DTYPES[plan.adapter_precision])
+    set_adapter(model, name)
+
+
+def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """The weights of one adapter."""
+    return [
+        p for path, p in model.named_parameters() if "lora_" in path and name in path.split(".")
+    ]
+
+
+def set_adapter(model: nn.Module, name: str, frozen: bool = False) -> None:
+    """From now on the layers add that adapter, and only its weights train."""
+    for layer in _layers(model):
+        layer.set_adapter(name, inference_mode=frozen)
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Within, the model is its base."""
+    for layer in _layers(model):
+        layer.enable_adapters(False)
+    yield
+    for layer in _layers(model):
+        layer.enable_adapters(True)
+
+
+def _layers(model: nn.Module) -> list[LoraLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def _targets(plan: Plan, model: PreTrainedModel) -> str | list[str]:
+    """The paths of the layers to adapt; a second adapter goes where the first one is."""
+    adapted = [path for path, m in model.named_modules() if isinstance(m, LoraLayer)]
+    if adapted:
+        return adapted
+    if plan.lora_targets == "attention":
+        return [
+            f"{path}.{name}"
+            for path, parent in model.named_modules()
+            if "attention" in type(parent).__name__.lower()
+            for name, layer in parent.named_modules()
+            if isinstance(layer, (nn.Linear, Conv1D))
+        ]
+    if plan.lora_targets == "all-linear":
+        return "all-linear"
+    return list(plan.lora_targets)

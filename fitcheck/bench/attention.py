@@ -1,0 +1,152 @@
+"""Attention on `meta` tensors as a CUDA card would run it.
+
+PyTorch picks an attention kernel by card, type, mask and shape; on `meta` it always takes the math
+path, whose tokens x tokens matrix no card would have allocated. While `as_on_cuda(...)` is active,
+`F.scaled_dot_product_attention` calls the operator that CUDA would have called, whose meta kernel
+and autograd formula are PyTorch's own: what is saved for backward is then right. What such a kernel
+allocates for itself alone is in workspaces.py.
+
+    with as_on_cuda((8, 0)):
+        model(input_ids)  # attn_implementation="sdpa"
+
+The rules were compared with `torch._fused_sdp_choice` of the CUDA build of PyTorch 2.13.0, for
+2 880 combinations of type, head dimension, mask, grouping and gradient on each of seven
+compute capabilities. cuDNN is chosen as with cuDNN above 9.15, which that build ships.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function
+
+aten = torch.ops.aten
+
+FLASH, EFFICIENT, CUDNN, MATH = "flash", "efficient", "cudnn", "math"
+
+
+def kernel(
+    capability: tuple[int, int],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    masked: bool,
+    causal: bool,
+) -> str:
+    """The kernel that CUDA picks, in torch's default order; all tensors are [B, heads, S, D]."""
+    head_dim, tokens, keys = query.shape[-1], query.shape[-2], key.shape[-2]
+    grouped = query.shape[1] != key.shape[1]
+    same = key.shape[-1] == value.shape[-1] == head_dim
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    ampere = capability >= (8, 0)
+    # check_prefer_cudnn_attention: Hopper and data-centre Blackwell put cuDNN first.
+    if capability[0] in (9, 10) and half and head_dim % 8 == 0 and keys > 1:
+        if head_dim <= (256 if capability[0] == 9 else 128) and same:
+            return CUDNN
+    flash = half and ampere and same and not masked and head_dim <= 256
+    if causal and tokens != keys:
+        flash = False
+    # check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120
+    if needs_grad(query, key, value) and 192 < head_dim <= 224:
+        flash = flash and capability not in ((8, 6), (8, 9), (12, 0), (12, 1))
+    if flash:
+        return FLASH
+    typed = query.dtype in (torch.float32, torch.float16) or ampere
+    aligned = head_dim % (8 if half else 4) == value.shape[-1] % (8 if half else 4) == 0
+    return EFFICIENT if typed and aligned and not grouped else MATH
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    """Whether autograd will ask for the backward of an operation on these."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+@contextmanager
+def as_on_cuda(capability: tuple[int, int]) -> Iterator[None]:
+    """Run `F.scaled_dot_product_attention` on meta tensors as that compute capability does."""
+    real = F.scaled_dot_product_attention
+
+    def scaled_dot_product_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
+        options = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        if torch._C._is_torch_function_mode_enabled():  # mixed precision on meta casts here
+            own = scaled_dot_product_attention
+            return handle_torch_function(own, (query, key, value), query, key, value, *options)
+        if not query.is_meta:
+            names = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+            return real(query, key, value, **dict(zip(names, options, strict=True)))
+        return _attention(capability, query, key, value, *options)
+
+    F.scaled_dot_product_attention = scaled_dot_product_attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = real
+
+
+def _attention(
+    capability: tuple[int, int],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
+) -> Tensor:
+    """at::scaled_dot_product_attention with the device's choice made by `kernel`."""
+    chosen = kernel(capability, query, key, value, mask is not None, causal)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = _additive(mask, query.dtype)
+    if chosen == MATH:
+        return aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]
+            query, key, value, mask, dropout, causal, None, scale=scale, enable_gqa=gqa
+        )[0]
+    if chosen == FLASH:
+        if scale is None:
+            scale = query.shape[-1] ** -0.5
+        width = query.shape[-1]
+        if width % 8:
+            query, key, value = (F.pad(t, (0, -width % 8)) for t in (query, key, value))
+        out = aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout, causal, False, scale=scale
+        )[0]
+        return out[..., :width] if width % 8 else out  # type: ignore[no-any-return]
+    keep = needs_grad(query, key, value)
+    if chosen == CUDNN:
+        return aten._scaled_dot_product_cudnn_attention(  # type: ignore[no-any-return]
+            query, key, value, mask, keep, dropout, causal, False, scale=scale
+        )[0]
+    if mask is not None:
+        mask = _aligned(mask).expand(*query.shape[:3], key.shape[2])
+    return aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]
+        query, key, value, mask, keep, dropout, causal, scale=scale
+    )[0]
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of booleans as zeros and minus infinities: convert_boolean_attn_mask in attention.cpp."""
+    zero = torch.zeros((), dtype=dtype, device=mask.device)
+    return torch.where(mask.logical_not(), float("-inf"), zero)
+
+
+def _aligned(mask: Tensor) -> Tensor:
+    """Rows padded to a multiple of 16 elements, unless all strides are: preprocess_mask there."""
+    if all(stride % 16 == 0 for stride in mask.stride()[:-1]):
+        return mask
+    keys = mask.shape[-1]
+    return F.pad(mask, (0, -keys % 16))[..., :keys]

@@ -1,0 +1,29 @@
+"""One real step of each method, in plain PyTorch: the same code on meta, cpu and cuda.
+
+    roles = build(plan, torch.device("cpu"))
+    run_step(plan, roles)                  # a rollout and its updates, or one optimizer step
+
+No Python branch depends on a tensor's value, so a step also runs where tensors have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fitcheck.bench.recorder import Recorder
+from fitcheck.bench.roles import Roles
+from fitcheck.bench.steps.dpo import dpo
+from fitcheck.bench.steps.ppo import ppo
+from fitcheck.bench.steps.sft import sft
+from fitcheck.plan import Plan
+
+Step = Callable[[Plan, Roles, Recorder], dict[str, Tensor]]
+
+STEPS: dict[str, Step] = {"ppo": ppo, "sft": sft, "dpo": dpo}
+
+
+def run_step(plan: Plan, roles: Roles, recorder: Recorder | None = None) -> dict[str, Tensor]:
+    """One step of the plan's method; returns its figures (losses, rewards) as scalar tensors."""
+    return STEPS[plan.method](plan, roles, recorder or Recorder())

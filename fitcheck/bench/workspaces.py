@@ -1,0 +1,258 @@
+"""What CUDA kernels allocate for themselves while they run: invisible on `meta`, gone afterwards.
+
+Each function returns the sizes in bytes that one call of an operator holds beside its outputs, in
+the order of their allocation. They were recorded from the CUDA build of PyTorch 2.13.0, run on the
+host, and agree with it to the byte (tests/test_trace.py); sources are files of that release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+MIB = 2**20
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What of a card decides kernels and their workspaces. Defaults: an A100."""
+
+    capability: tuple[int, int] = (8, 0)
+    sms: int = 108  # streaming multiprocessors
+
+    @property
+    def threads_per_sm(self) -> int:
+        """Resident threads of one multiprocessor: CUDA C++ programming guide, technical specs."""
+        if self.capability == (7, 5):
+            return 1024
+        return 1536 if self.capability in ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1)) else 2048
+
+
+def cublas(card: Card) -> int:
+    """cuBLAS's own, one for each handle (a thread's) and stream; never freed: CublasHandlePool.cpp.
+
+    32 MiB on compute capability 9, 10 and 12, else :4096:2:16:8, KiB times count.
+    """
+    return 32 * MIB if card.capability[0] in (9, 10, 12) else (4096 * 2 + 16 * 8) * 1024
+
+
+def flash_forward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """Partial results where the keys are split to fill the card: flash_api.cpp, set_params_splitkv."""
+    query, key = args[0], args[1]
+    batch, heads, tokens, width = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    if len(args) > 3 and args[3]:  # dropout
+        return ()
+    if tokens == 1 and heads > groups and width % 8 == 0:  # seqlenq_ngroups_swapped
+        heads, tokens = groups, heads // groups
+    block = 256 if width <= 64 else 128 if width <= 128 else 64
+    rows = batch * heads * _parts(tokens, 64)
+    splits = _splits(rows, 2 * card.sms, _parts(keys, block))
+    if splits == 1:
+        return ()
+    each = 4 * splits * batch * heads * tokens
+    return each, each * _flash_width(width)
+
+
+def flash_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """dO x O, dQ in fp32, and dK and dV for every query head: flash_api.cpp, mha_bwd."""
+    query, key = args[1], args[2]
+    batch, heads, tokens, width = query.shape
+    rows = batch * heads * _up(tokens, 128)
+    sizes = (4 * rows, 4 * rows * _flash_width(width))
+    if heads != key.shape[1]:
+        expanded = batch * heads * key.shape[2] * width * query.element_size()
+        sizes += (expanded, expanded)
+    return sizes
+
+
+def efficient_forward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """The output in fp32 where it does not fit into registers: kernel_forward.h."""
+    batch, heads, tokens, width = args[0].shape[:3] + args[2].shape[-1:]
+    half = args[0].element_size() == 2
+    return (4 * batch * heads * tokens * width,) if half and width > 128 else ()
+
+
+def efficient_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """dO x O, and dQ (of wide heads also dK, dV) in fp32 tiles: kernel_backward.h, workspace_size."""
+    query, key = args[1], args[2]
+    batch, heads, tokens, width = query.shape
+    pairs, half = batch * heads, query.element_size() == 2
+    tile, keys_tile = _efficient_tiles(card.capability, half, width)
+    floats = _parts(tokens, tile) * _parts(width, keys_tile) * (4 + tile * keys_tile)
+    if half and width > 128:
+        parts = max(1, min(_parts(key.shape[2], keys_tile), 200 // pairs))
+        floats += 2 * parts * keys_tile * _up(width, tile)
+    delta = 4 * pairs * tokens
+    return delta, 4 * pairs * floats
+
+
+def _efficient_tiles(capability: tuple[int, int], half: bool, width: int) -> tuple[int, int]:
+    """Queries and keys of one tile, by the order of kernels/cutlassB.h."""
+    ampere = capability >= (8, 0)
+    if width <= 64 or (not half and not ampere):
+        return 64, 64
+    if not half or width > 128 or not ampere:
+        return 128, 64
+    return (128, 64) if width <= 96 and capability in ((8, 6), (8, 9)) else (128, 128)
+
+
+def embedding_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """Sorted ids and partial sums, above 3 072 tokens: EmbeddingBackwardKernel.cu."""
+    gradient, ids, rows = args[0], args[1], args[2]
+    tokens = ids.numel()
+    if tokens <= 3072:
+        return ()
+    distinct = min(tokens, rows)
+    partial = tokens // 10 + distinct  # NROWS_PER_THREAD
+    each = 8 * tokens
+    return each, each, each, 8 * distinct, 8 * distinct, 8 * partial, 4 * partial * gradient.shape[-1]
+
+
+def scan(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """The input in the result's type: ScanKernels.cpp."""
+    return () if args[0].dtype == out.dtype else (out.nbytes,)
+
+
+def multinomial(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """Exponential noise of the size of the probabilities: Distributions.cpp."""
+    return (args[0].nbytes,)
+
+
+def foreach_norm(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """Norms of chunks of 65 536 elements, fp32: ForeachReduceOp.cu."""
+    tensors = args[0]
+    chunks = max(_parts(t.numel(), 65536) for t in tensors)
+    return (4 * len(tensors) * chunks,)
+
+
+def reduction(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """Partial results of blocks, where the rows of one output are shared out: Reduce.cuh."""
+    source = args[0]
+    dims = args[1] if len(args) > 1 and not isinstance(args[1], torch.dtype) else None
+    if source.numel() < 65536 or not isinstance(out, Tensor):
+        return ()
+    every = range(source.dim())
+    wanted = [dims] if isinstance(dims, int) else dims
+    reduced = tuple(sorted(d % source.dim() for d in wanted)) if wanted else tuple(every)
+    size = source.element_size()
+    return _reduction(tuple(source.shape), source.stride(), reduced, size, card.sms, card.threads_per_sm)
+
+
+@lru_cache(maxsize=4096)
+def _reduction(
+    shape: Sizes, strides: Sizes, reduced: Sizes, size: int, sms: int, threads_per_sm: int
+) -> Sizes:
+    """setReduceConfig and global_memory_size of Reduce.cuh, accumulating in 4 bytes."""
+    dims = _coalesced(shape, strides, reduced)
+    outputs = inputs = 1
+    for length, _, gone in dims:
+        if gone:
+            inputs *= length
+        else:
+            outputs *= length
+    kept = [d for d in dims if not d[2]]
+    gone = [d for d in dims if d[2]]
+    if not gone:
+        return ()
+    along = not kept or gone[0][1] < kept[0][1]  # the reduction runs along the fastest dimension
+    fastest, dim0, dim1 = (gone[0][1], inputs, outputs) if along else (kept[0][1], outputs, inputs)
+    vector = 1
+    if fastest == 1:
+        if along:
+            if dim0 >= 128 and len(gone) == 1:
+                dim0 //= 4
+        else:
+            vector = 4
+            for n in (kept[0][0], *(d[1] for d in dims if d is not kept[0])):
+                while n % vector:
+                    vector //= 2
+            dim0 //= vector
+    most = 512 // vector
+    width0, height0 = min(_pow2(dim0), most), min(_pow2(dim1), most)
+    width = min(width0, 32)
+    height = min(height0, most // width)
+    width = min(width0, most // height)
+    step_in = width if along else 1
+    step_out = 1 if along else width
+    per_thread = _parts(inputs, step_in)
+    across = per_thread >= min(height * 16, 256)
+    if across:
+        step_in *= height
+        per_thread = _parts(inputs, step_in)
+    else:
+        step_out *= height
+    grid = _parts(outputs // vector, step_out)
+    target = sms * (threads_per_sm // (width * height))
+    if not across or per_thread < 256 or grid > target:
+        return ()
+    blocks = max(min(_parts(target, grid), _parts(per_thread, 16)), _parts(per_thread, 256))
+    if blocks == 1:
+        return ()
+    return 4 * outputs * blocks * (1 if along else width * vector), 4 * grid
+
+
+def _coalesced(shape: Sizes, strides: Sizes, reduced: Sizes) -> list[tuple[int, int, bool]]:
+    """(length, stride, reduced) of the dimensions as TensorIterator orders and merges them."""
+    dims = [(n, s, d in reduced) for d, (n, s) in enumerate(zip(shape, strides, strict=True))]
+    dims = [d for d in dims if d[0] != 1]
+    dims.sort(key=lambda d: (not d[2], d[1]))
+    merged: list[tuple[int, int, bool]] = []
+    for length, stride, gone in dims:
+        if merged and merged[-1][2] == gone and merged[-1][0] * merged[-1][1] == stride:
+            merged[-1] = (merged[-1][0] * length, merged[-1][1], gone)
+        else:
+            merged.append((length, stride, gone))
+    return merged
+
+
+def _splits(rows: int, sms: int, blocks: int) -> int:
+    """num_splits_heuristic of flash_api.cpp."""
+    if rows >= 0.8 * sms:
+        return 1
+    most = min(128, sms, blocks)
+    eligible = [n for n in range(1, most + 1) if n == 1 or _parts(blocks, n) != _parts(blocks, n - 1)]
+    waves = {n: rows * n / sms for n in eligible}
+    efficiency = {n: wave / -(-wave // 1) for n, wave in waves.items()}
+    best = max(efficiency.values(), default=0.0)
+    return next((n for n in eligible if efficiency[n] >= 0.85 * best), 1)
+
+
+def _flash_width(width: int) -> int:
+    return _up(width, 32 if width <= 128 else 64)
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _parts(n: int, size: int) -> int:
+    return -(-n // size)
+
+
+def _pow2(n: int) -> int:
+    """The largest power of two not above n."""
+    return 1 << (max(n, 1).bit_length() - 1)
+
+
+OF: dict[Any, Callable[[Card, tuple[Any, ...], Any, Any], Sizes]] = {
+    aten._scaled_dot_product_flash_attention.default: flash_forward,
+    aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
+    aten._scaled_dot_product_efficient_attention.default: efficient_forward,
+    aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
+    aten.embedding_dense_backward.default: embedding_backward,
+    aten.cumsum.default: scan,
+    aten.multinomial.default: multinomial,
+    aten._foreach_norm.Scalar: foreach_norm,
+    aten.sum.dim_IntList: reduction,
+    aten.sum.default: reduction,
+    aten.mean.dim: reduction,
+    aten.mean.default: reduction,
+}

@@ -1,0 +1,81 @@
+"""What comes before and after the decoder layers: embedding, final norm, lm_head, and the losses.
+
+The losses are those of fitcheck/bench/steps: transformers' ForCausalLMLoss for SFT, log-probabilities
+of the response for PPO, GRPO and DPO, a score head for reward models and critics.
+"""
+
+from __future__ import annotations
+
+from fitcheck.ops import Block
+from fitcheck.tape import Buffer
+
+CHUNK = 256  # tokens of one chunk of `loss=chunked` (TRL's chunked_nll)
+TILE = (4096, 32768)  # tokens x vocabulary of one tile of `loss=fused` (TRL 1.16 chunked_logprob)
+
+
+class Heads(Block):
+    """Pieces that a Tape plays besides the layers; x is the last layer's output, in the stream's type."""
+
+    def logits(self, normed: Buffer, tokens: int) -> Buffer:
+        """lm_head over `tokens` positions, and Gemma's soft cap."""
+        m, s = self.model, self.setting
+        weight = s.weight if s.stored == "plain" else s.compute
+        out = self.matmul("lm_head", normed, m.hidden_size, m.vocab_size, tokens, weight, s.trains)
+        if m.model_type in ("gemma2", "recurrent_gemma"):
+            out = self.scale(out)
+            out = self.keeping_output("tanh", out)
+            out = self.scale(out)
+        return out
+
+    def cross_entropy(self, logits: Buffer, positions: int) -> Buffer:
+        """F.cross_entropy of fp32 logits: keeps the log-softmax; its backward makes it twice more."""
+        vocab = self.model.vocab_size
+        log_softmax = self.keeping_output("log_softmax", logits)
+        del logits
+        return self.tape.op("nll", [log_softmax], 4 * positions, 4, saved=[log_softmax])
+
+    def all_logits(self, x: Buffer) -> Buffer:
+        """The model's own forward ends here: logits of every position, the normed states beside."""
+        normed = self.norm(x)
+        del x
+        return self.logits(normed, self.tokens)
+
+    def lm_loss(self, x: Buffer) -> Buffer:
+        """transformers' ForCausalLMLoss over every position."""
+        normed = self.norm(x)
+        del x
+        logits = self.logits(normed, self.tokens)
+        del normed
+        wide = self.cast(logits, 4)
+        return self.cross_entropy(wide, self.tokens)  # `logits` stays until the loss is there
+
+    def log_probs(self, x: Buffer) -> Buffer:
+        """Log-probabilities of the scored positions: every position's logits, then a slice of them."""
+        m, positions = self.model, self.rows * self.scored
+        normed = self.norm(x)
+        del x
+        logits = self.logits(normed, self.tokens)
+        del normed
+        part = self.tape.view(logits, positions * m.vocab_size * logits.size)
+        del logits
+        wide = self.cast(part, 4) if part.size != 4 else self.flat(part)
+        del part
+        return self.cross_entropy(wide, positions)
+
+    def flat(self, part: Buffer) -> Buffer:
+        """Slices of several fp32 rows are copied to be flattened; of one row they are a view."""
+        return part if self.rows == 1 else self.tape.op("reshape", [part], part.bytes, 4)
+
+    def last_logits(self, x: Buffer) -> Buffer:
+        """Generation: logits of the last position only, in fp32 to sample from."""
+        normed = self.norm(x)
+        logits = self.logits(normed, self.rows)
+        wide = self.cast(logits, 4)
+        return self.tape.op("softmax", [wide], wide.bytes, 4, during=wide.bytes)
+
+    def score(self, x: Buffer) -> Buffer:
+        """A reward model's or critic's head: one number a position."""
+        s = self.setting
+        normed = self.norm(x)
+        weight = s.adapter or s.weight
+        return self.matmul("score", normed, self.model.hidden_size, 1, self.tokens, weight, s.head_trains)

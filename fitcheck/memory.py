@@ -1,0 +1,279 @@
+"""The arithmetic of what stays: weights, adapters, gradients, optimizer states, KV cache -> bytes.
+
+To change a formula, change one function here. What comes and goes while a model runs is in
+activations.py; which of it is alive together is in phases.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from fitcheck.errors import FitCheckError
+from fitcheck.layouts import LAYOUTS
+from fitcheck.model import Model
+from fitcheck.weights import has_closed_form, weights
+
+MIB = 2**20
+SMALL_8BIT = 4096  # bitsandbytes keeps states of smaller tensors in fp32 (min_8bit_size)
+KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+PAGED_FROM = 100_000  # elements from which bitsandbytes pages a state (optim/optimizer.py)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One model of a method: what it is made of and what of it trains.
+
+    weight: bytes per element of plain weights. stored: how its block linears are kept. head: lm,
+    score, value (lm and a score head), none. base: holds weights of its own (an adapter on the
+    policy's base does not). tuning: full, lora, qlora, or "" when frozen.
+    """
+
+    name: str
+    model: Model
+    weight: int
+    tuning: str = ""
+    stored: str = "plain"
+    head: str = "lm"
+    base: bool = True
+    adapter: int = 0
+    rank: int = 0
+    targets: str | tuple[str, ...] = "all-linear"
+
+Tensors = tuple[tuple[tuple[int, ...], int, str], ...]  # (shape, copies, kind)
+Sizes = list[tuple[int, int]]  # (bytes of one tensor, copies)
+Trained = list[tuple[tuple[int, ...], int, int, str]]  # (shape, copies, bytes per element, kind)
+
+
+@lru_cache(maxsize=1024)
+def base_tensors(model: Model, head: str) -> Tensors:
+    """Tensors of the base and its head; an architecture without closed form is one lump."""
+    if has_closed_form(model):
+        found = [
+            (w.shape, w.copies, w.kind)
+            for w in weights(model)
+            if w.kind != "head" or head in ("lm", "value")
+        ]
+    else:
+        lump = model.params if head in ("lm", "value") else model.backbone_params
+        found = [((lump,), 1, "linear")]
+    if head in ("score", "value"):
+        found.append(((1, model.score_head_params), 1, "score"))
+    return tuple(found)
+
+
+@lru_cache(maxsize=1024)
+def adapter_tensors(model: Model, rank: int, targets: str | tuple[str, ...]) -> Tensors:
+    """LoRA's A and B of every targeted linear: rank x inputs and outputs x rank (arXiv 2106.09685)."""
+    place = LAYOUTS[model.model_type].attention
+    found = []
+    for w in weights(model):
+        if w.kind != "linear":
+            continue
+        leaf = w.name.rpartition(".")[2]
+        if targets == "all-linear" or (
+            w.name.startswith(place + ".") if targets == "attention" else leaf in targets
+        ):
+            found += [((rank, side), w.copies, "adapter") for side in w.shape]
+    return tuple(found)
+
+
+def stored_bytes(elements: int, weight: int, stored: str) -> int:
+    """Bytes of one tensor of block linears.
+
+    nf4: half a byte, one byte of scale per 64, fp32 per 256 scales and a 256-entry table of 4 B
+    (bitsandbytes, double quantization); int8: one byte (its fp32 row scales are counted apart).
+    """
+    if stored == "nf4":
+        scales = -(-elements // 64)
+        return -(-elements // 2) + scales + 4 * -(-scales // 256)
+    return elements if stored == "int8" else elements * weight
+
+
+def total(sizes: Sizes) -> int:
+    return sum(size * copies for size, copies in sizes)
+
+
+def rounding(sizes: Sizes) -> tuple[int, int]:
+    """(bytes counted as allocated, bytes only reserved) that the allocator adds to these tensors.
+
+    Blocks are multiples of 512 B. A tensor of 10 MiB or more has a segment of its own, a multiple
+    of 2 MiB; a rest of up to 1 MiB is not split off and counts (c10 CUDACachingAllocator 2.13).
+    """
+    counted = cached = 0
+    for size, copies in sizes:
+        block = -(-size // 512) * 512
+        rest = -block % (2 * MIB) if block >= 10 * MIB else 0
+        if rest <= MIB:
+            block, rest = block + rest, 0
+        counted += (block - size) * copies
+        cached += rest * copies
+    return counted, cached
+
+
+def weight_sizes(role: Role) -> Sizes:
+    """(bytes of one tensor, copies) of everything the role holds in weights, adapters left out."""
+    if not role.base:
+        return [(role.model.score_head_params * role.adapter, 1)] if role.head == "score" else []
+    sizes = []
+    for shape, copies, kind in base_tensors(role.model, role.head):
+        stored = role.stored if kind == "linear" else "plain"
+        size = (role.adapter or role.weight) if kind == "score" else role.weight
+        sizes.append((stored_bytes(prod(shape), size, stored), copies))
+    return sizes
+
+
+def trained(role: Role) -> Trained:
+    """The tensors that get gradients; the towers of a vision model see no images here."""
+    if role.tuning == "full":
+        return [
+            (shape, copies, role.weight, kind)
+            for shape, copies, kind in base_tensors(role.model, role.head)
+            if kind != "tower"
+        ]
+    if not role.tuning:
+        return []
+    found: Trained = [
+        (shape, copies, role.adapter, kind)
+        for shape, copies, kind in adapter_tensors(role.model, role.rank, role.targets)
+    ]
+    if role.head in ("score", "value"):
+        found.append(((1, role.model.score_head_params), 1, role.adapter, "score"))
+    return found
+
+
+def adapter_sizes(role: Role) -> Sizes:
+    """(bytes of one tensor, copies) of the LoRA weights, trained or not."""
+    if not role.rank:
+        return []
+    found = adapter_tensors(role.model, role.rank, role.targets)
+    return [(prod(shape) * role.adapter, copies) for shape, copies, _ in found]
+
+
+def gradient_sizes(role: Role) -> Sizes:
+    """(bytes of one gradient, copies): of the weight's own type."""
+    return [(prod(shape) * size, copies) for shape, copies, size, _ in trained(role)]
+
+
+def state_sizes(role: Role, optimizer: str, master: bool, paged: bool) -> Sizes:
+    """(bytes of one state, copies) after the first step; the paged ones or those on the card."""
+    sizes: Sizes = []
+    for shape, copies, size, kind in trained(role):
+        elements = prod(shape)
+        managed = optimizer.startswith("paged") and elements >= PAGED_FROM
+        if managed != paged:
+            continue
+        if master:
+            sizes.append((4 * elements, copies))
+        states = _states(shape, elements, 4 if master else size, kind, optimizer)
+        sizes += [(state, copies) for state in states]
+    return sizes
+
+
+def _states(
+    shape: tuple[int, ...], elements: int, size: int, kind: str, optimizer: str
+) -> tuple[int, ...]:
+    """Bytes of each state of one tensor."""
+    if optimizer == "sgd":
+        return ()
+    if optimizer.endswith("8bit"):
+        if elements < SMALL_8BIT:
+            return (4 * elements, 4 * elements)
+        scales = 4 * -(-elements // 256)  # one fp32 scale a block of 256
+        return (elements, elements, scales, scales)
+    if optimizer == "lion":
+        return (4 * elements,)  # bitsandbytes keeps 32-bit states in fp32 whatever the weight
+    if optimizer == "adafactor":  # transformers': fp32 means of rows and of columns
+        if len(shape) < 2:
+            return (4 * elements,)
+        return (4 * elements // shape[-1], 4 * elements // shape[-2])
+    if optimizer == "muon" and _is_matrix(shape, kind):
+        return (size * elements,)
+    return (size * elements, size * elements)
+
+
+def _is_matrix(shape: tuple[int, ...], kind: str) -> bool:
+    """What Muon takes: the matrices of the blocks; embeddings, heads and norms go to AdamW."""
+    return len(shape) == 2 and kind in ("linear", "router", "adapter")
+
+
+def step_temporary(role: Role, optimizer: str, master: bool) -> tuple[int, str]:
+    """(bytes, how) that the optimizer needs while it steps."""
+    parts = trained(role)
+    every = sum(prod(shape) * copies * (4 if master else size) for shape, copies, size, _ in parts)
+    copies32 = every if master else 0  # fp32 copies of 16-bit gradients
+    if optimizer == "adamw":
+        return copies32 + every, "foreach: square roots of all second moments at once"
+    if optimizer == "adafactor":
+        # fp32 gradient, weight, update and its square, of one tensor at a time
+        largest = max((prod(shape) * (16 if size < 4 else 12) for shape, _, size, _ in parts), default=0)
+        return copies32 + largest, "fp32 copies of the largest tensor"
+    if optimizer == "muon":
+        rest = sum(
+            prod(shape) * copies * size
+            for shape, copies, size, kind in parts
+            if not _is_matrix(shape, kind)
+        )
+        matrices = [prod(shape) for shape, _, _, kind in parts if _is_matrix(shape, kind)]
+        return copies32 + max(rest, 10 * max(matrices, default=0)), "orthogonalizing the largest matrix"
+    return copies32, "fp32 copies of the gradients" if master else "none"
+
+
+def kv_cache(model: Model, rows: int, tokens: int, bytes_per: float) -> int:
+    """K and V of `rows` sequences: sliding layers keep at most their window, MLA one latent."""
+    if model.kv_cache_groups is None:
+        raise FitCheckError(
+            f"what {model.id} caches for each token is not known, so generation is not modelled",
+            "choose another model, or a method without generation (sft, dpo, reward)",
+        )
+    elements = sum(
+        g.elems_per_token * min(tokens, g.window or tokens) for g in model.kv_cache_groups
+    )
+    return int(rows * elements * bytes_per)
+
+
+def kv_growth(model: Model, rows: int, tokens: int, bytes_per: int) -> int:
+    """While a cache grows by a token, the old K of one layer lies beside its longer copy."""
+    largest = max(
+        (g.k_elems_per_token * min(tokens, g.window or tokens) for g in model.kv_cache_groups or ()),
+        default=0,
+    )
+    return rows * largest * bytes_per
+
+
+def weights_why(role: Role) -> str:
+    """The sum of a role's weights in words."""
+    parts: dict[str, int] = {}
+    for shape, copies, kind in base_tensors(role.model, role.head) if role.base else ():
+        name = "linear" if kind == "linear" and role.stored != "plain" else "other"
+        parts[name] = parts.get(name, 0) + prod(shape) * copies
+    words = [f"{parts.get('other', 0):,} x {role.weight} B"]
+    if "linear" in parts:
+        words.append(f"{parts['linear']:,} in {role.stored}")
+    return f"{role.model.id}: " + " + ".join(words)
+
+
+def trained_why(role: Role) -> str:
+    """The parameters that train, by the size of their type."""
+    sums: dict[int, int] = {}
+    for shape, copies, size, _ in trained(role):
+        sums[size] = sums.get(size, 0) + prod(shape) * copies
+    return " + ".join(f"{n:,} parameters x {size} B" for size, n in sums.items())
+
+
+def states_why(role: Role, optimizer: str, master: bool) -> str:
+    """What the optimizer keeps for each trained parameter."""
+    count = sum(prod(shape) * copies for shape, copies, _, _ in trained(role))
+    how = " with fp32 master weights" if master else ""
+    return f"{optimizer}{how}, of {count:,} parameters"
+
+
+def kv_why(model: Model, rows: int, tokens: int, bytes_per: float) -> str:
+    """The cache, group by group."""
+    parts = [
+        f"{g.layers} {g.kind} layers x {min(tokens, g.window or tokens)} tokens x "
+        f"{g.k_elems_per_token + g.v_elems_per_token}"
+        for g in model.kv_cache_groups or ()
+    ]
+    return f"{rows} sequences x ({' + '.join(parts)}) elements x {bytes_per:g} B"

@@ -1,0 +1,135 @@
+"""What is alive together: each method as a list of phases, each phase as its largest moments.
+
+The order and the lifetimes are those of fitcheck/bench/steps, which runs them for real. To add a
+method, add one function here and one step there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fitcheck import memory
+from fitcheck.activations import Shape
+from fitcheck.plan import Plan
+from fitcheck.report import Moment, Phase, Term
+from fitcheck.roles import BYTES
+from fitcheck.scene import Scene, Terms
+
+
+def phases(plan: Plan) -> tuple[Phase, ...]:
+    """The phases of one step of the plan's method, in order, in the steady state."""
+    scene = Scene(plan)
+    load = Phase("load", (Moment("weights", scene.resident("load", states=False)),))
+    return (load, *METHODS[plan.method](scene))
+
+
+def inference(scene: Scene) -> Iterator[Phase]:
+    plan = scene.plan
+    rows, context = plan.concurrency, plan.context
+    scene.held = _cache(scene, rows, context, memory.KV_BYTES[plan.kv_cache])
+    yield scene.forward("prefill", "policy", Shape(1, context), "last_logits")
+    yield scene.forward("decode", "policy", Shape(rows, 1, past=context), "last_logits")
+
+
+def sft(scene: Scene) -> Iterator[Phase]:
+    plan = scene.plan
+    scene.held = _batch(plan.batch * plan.sequence, "token ids and labels", 16)
+    shape = Shape(plan.micro_batch, plan.sequence, plan.sequence)
+    yield from scene.update("update", "policy", shape, "lm_loss", plan.batch // plan.micro_batch)
+
+
+def reward(scene: Scene) -> Iterator[Phase]:
+    plan = scene.plan
+    scene.held = _batch(2 * plan.batch * plan.sequence, "token ids and masks", 16)
+    shape = Shape(2 * plan.micro_batch, plan.sequence)
+    yield from scene.update("update", "policy", shape, "score", plan.batch // plan.micro_batch)
+
+
+def dpo(scene: Scene) -> Iterator[Phase]:
+    """Chosen and rejected in one forward; the reference runs on top of the policy's graph."""
+    plan = scene.plan
+    scene.held = _batch(2 * plan.batch * plan.sequence, "token ids and masks", 16)
+    shape = Shape(2 * plan.micro_batch, plan.sequence, plan.sequence - 1)
+    steps = plan.batch // plan.micro_batch
+    role = "reference" if plan.reference == "copy" else "policy"
+    for phase in scene.update("update", "policy", shape, "log_probs", steps):
+        if phase.name == "update.loss" and plan.reference != "precomputed":
+            graph = scene.graph("policy", shape, "log_probs", steps)
+            yield scene.forward(
+                "score.reference", role, shape, "log_probs", graph, adapters=role == "reference"
+            )
+        yield phase
+
+
+def grpo(scene: Scene) -> Iterator[Phase]:
+    plan = scene.plan
+    yield from _rollout(scene)
+    scored = Shape(plan.score_batch, plan.prompt + plan.response, plan.response)
+    yield from _scores(scene, scored)
+    yield _advantages(scene)
+    shape = Shape(plan.micro_batch, scored.length, plan.response)
+    steps = plan.minibatch // plan.micro_batch
+    yield from scene.update("update.policy", "policy", shape, "log_probs", steps)
+
+
+def ppo(scene: Scene) -> Iterator[Phase]:
+    plan = scene.plan
+    yield from grpo(scene)  # the same rollout, scores and policy update
+    if "critic" in scene.roles:
+        shape = Shape(plan.micro_batch, plan.prompt + plan.response, plan.response)
+        steps = plan.minibatch // plan.micro_batch
+        for phase in scene.update("update.critic", "critic", shape, "score", steps):
+            if phase.name != "update.critic.loss":  # its loss is a number a token
+                yield phase
+
+
+METHODS = {f.__name__: f for f in (inference, sft, reward, dpo, grpo, ppo)}
+
+
+def _rollout(scene: Scene) -> Iterator[Phase]:
+    """Prefill all prompts at once, then a token at a time with a growing KV cache."""
+    plan, tokens = scene.plan, scene.plan.prompt + scene.plan.response
+    scene.held = _batch(plan.batch * tokens, "token ids and masks", 16)
+    if plan.rollout != "transformers":
+        yield Phase("rollout", (Moment("engine", scene.resident("rollout")),))
+    else:
+        width = BYTES[plan.compute_dtype]
+        cache = _cache(scene, plan.batch, plan.prompt, width)
+        shape = Shape(plan.batch, plan.prompt)
+        yield scene.forward("rollout.prefill", "policy", shape, "last_logits", cache)
+        cache = _cache(scene, plan.batch, tokens, width)
+        growth = memory.kv_growth(plan.model, plan.batch, tokens, width)
+        copy = Term("cache growth", "policy", growth, "the old K of a layer beside its longer copy")
+        shape = Shape(plan.batch, 1, past=tokens)
+        yield scene.forward("rollout.decode", "policy", shape, "last_logits", (*cache, copy))
+    width = 4 * 6 * plan.batch * plan.response
+    rollout = Term("rollout tensors", "batch", width, "log-probs, values, rewards, ...: fp32 each")
+    scene.held = (*scene.held, rollout)
+
+
+def _scores(scene: Scene, shape: Shape) -> Iterator[Phase]:
+    plan = scene.plan
+    yield scene.forward("score.policy", "policy", shape, "log_probs")
+    if plan.reference != "none":
+        own = plan.reference == "copy"
+        role = "reference" if own else "policy"
+        yield scene.forward("score.reference", role, shape, "log_probs", adapters=own)
+    for role in ("reward", "critic"):
+        if role in scene.roles:
+            yield scene.forward(f"score.{role}", role, shape, "score")
+
+
+def _advantages(scene: Scene) -> Phase:
+    return Phase("advantages", (Moment("GAE", scene.resident("advantages")),))
+
+
+def _batch(tokens: int, name: str, width: int) -> Terms:
+    return (Term(name, "batch", tokens * width, f"{tokens:,} tokens x {width} B"),)
+
+
+def _cache(scene: Scene, rows: int, tokens: int, width: float) -> Terms:
+    model = scene.plan.model
+    size = memory.kv_cache(model, rows, tokens, width)
+    return (
+        Term("KV cache", "policy", size, lambda: memory.kv_why(model, rows, tokens, width)),
+    )

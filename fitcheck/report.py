@@ -1,0 +1,195 @@
+"""The types of an answer: Term, Moment, Phase, Report. All three rungs of truth return a Report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fitcheck.plan import Plan
+
+ALLOCATED, CACHED, OUTSIDE = "allocated", "cached", "outside"
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Bytes of one thing: whose it is, and how they were computed (`why` is written when asked for).
+
+    place: allocated (torch.cuda.memory_allocated counts it), cached (only memory_reserved does), or
+    outside (the CUDA context, paged states, an inference engine's share).
+    """
+
+    name: str
+    role: str
+    bytes: int
+    reason: str | Callable[[], str]
+    place: str = ALLOCATED
+
+    @property
+    def why(self) -> str:
+        return self.reason if isinstance(self.reason, str) else self.reason()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The terms alive together at one point of a phase."""
+
+    name: str
+    terms: tuple[Term, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(term.bytes for term in self.terms)
+
+    def part(self, *places: str) -> int:
+        """Bytes in some of the places: `part("allocated")`."""
+        return sum(term.bytes for term in self.terms if term.place in places)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stage of a step; its terms are those of its largest moment, since peaks do not add."""
+
+    name: str
+    moments: tuple[Moment, ...]
+    seconds: float | None = None
+
+    @property
+    def peak(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.bytes)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return self.peak.terms
+
+
+@dataclass(frozen=True, slots=True)
+class Ram:
+    """What the host needs; usable_bytes and verdict are None for a pretended card without --ram."""
+
+    peak_bytes: int
+    usable_bytes: int | None
+    phase: str
+    terms: tuple[Term, ...] = ()
+
+    @property
+    def verdict(self) -> str | None:
+        if self.usable_bytes is None:
+            return None
+        return "fits" if self.peak_bytes <= self.usable_bytes else "does-not-fit"
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """How far off answers of this rung were, from recorded measurements: |predicted/measured - 1|."""
+
+    relative: float
+    percentile: int
+    n: int
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One answer. source: estimate, dry-run or measured; notes: what the reader must know."""
+
+    plan: Plan
+    phases: tuple[Phase, ...]
+    ram: Ram
+    source: str = "estimate"
+    error: Error | None = None
+    notes: tuple[str, ...] = ()
+    advice: tuple[Any, ...] = ()
+    outcome: str | None = None  # of a replay under the limit; an estimate derives its own
+
+    @property
+    def peak_phase(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.peak.bytes)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What torch.cuda.max_memory_allocated() would say over the whole step."""
+        return max(m.part(ALLOCATED) for phase in self.phases for m in phase.moments)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What torch.cuda.max_memory_reserved() would say."""
+        return max(m.part(ALLOCATED, CACHED) for phase in self.phases for m in phase.moments)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Everything the card must hold at the worst moment."""
+        return self.peak_phase.peak.bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """What cannot be given back: allocated and outside, without the allocator's cache."""
+        return max(m.part(ALLOCATED, OUTSIDE) for phase in self.phases for m in phase.moments)
+
+    @property
+    def usable_bytes(self) -> int:
+        return self.plan.memory.usable_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """Room left at the worst moment; negative when it does not fit."""
+        return self.usable_bytes - self.peak_bytes
+
+    @property
+    def card_verdict(self) -> str:
+        """fits, tight (only with cache flushes, or within the error), does-not-fit."""
+        if self.outcome is not None:
+            return self.outcome
+        if self.needed_bytes > self.usable_bytes:
+            return "does-not-fit"
+        margin = self.error.relative if self.error else 0.0
+        return "fits" if self.peak_bytes * (1 + margin) <= self.usable_bytes else "tight"
+
+    @property
+    def verdict(self) -> str:
+        """The worse of the card's and the host's."""
+        return "does-not-fit" if self.ram.verdict == "does-not-fit" else self.card_verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `fitcheck check --json` prints; bytes are integers."""
+        return {
+            "plan": self.plan.to_json(),
+            "verdict": self.verdict,
+            "peak_bytes": self.peak_bytes,
+            "allocated_bytes": self.allocated_bytes,
+            "reserved_bytes": self.reserved_bytes,
+            "usable_bytes": self.usable_bytes,
+            "spare_bytes": self.spare_bytes,
+            "ram": {
+                "peak_bytes": self.ram.peak_bytes,
+                "usable_bytes": self.ram.usable_bytes,
+                "verdict": self.ram.verdict,
+                "phase": self.ram.phase,
+            },
+            "peak_phase": self.peak_phase.name,
+            "phases": [_phase(phase) for phase in self.phases],
+            "source": self.source,
+            "error": self.error
+            and {
+                "relative": self.error.relative,
+                "percentile": self.error.percentile,
+                "n": self.error.n,
+                "basis": self.error.basis,
+            },
+            "notes": list(self.notes),
+            "advice": list(self.advice),
+        }
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    return {
+        "name": phase.name,
+        "moment": phase.peak.name,
+        "bytes": phase.peak.bytes,
+        "seconds": phase.seconds,
+        "terms": [
+            {"name": t.name, "role": t.role, "bytes": t.bytes, "place": t.place, "why": t.why}
+            for t in phase.terms
+            if t.bytes
+        ],
+    }

@@ -1,0 +1,98 @@
+"""From a Plan to its roles: which models are held, in which types, and how each is run."""
+
+from __future__ import annotations
+
+from fitcheck import kernels
+from fitcheck.memory import Role
+from fitcheck.model import Model
+from fitcheck.ops import Setting
+from fitcheck.plan import Plan
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def roles(plan: Plan) -> dict[str, Role]:
+    """The models of a plan by role, in the order of the field: policy, reference, reward, critic."""
+    found = {"policy": _trained(plan, "policy", plan.model, plan.tuning, _policy_head(plan))}
+    compute = BYTES[plan.compute_dtype]
+    if plan.reference == "copy":
+        found["reference"] = Role("reference", plan.model, compute)
+    if plan.reward_model == "adapter":
+        found["reward"] = _on_policy(plan, "reward", tuning="")
+    elif plan.reward_architecture is not None:
+        stored = "plain" if plan.reward_precision == "bf16" else plan.reward_precision
+        found["reward"] = Role(
+            "reward", plan.reward_architecture, compute, stored=stored, head="score"
+        )
+    if plan.critic == "adapter":
+        found["critic"] = _on_policy(plan, "critic", tuning="lora")
+    elif plan.critic_architecture is not None:
+        model = plan.critic_architecture
+        found["critic"] = _trained(plan, "critic", model, plan.critic_tuning, "score")
+    return found
+
+
+def _policy_head(plan: Plan) -> str:
+    if plan.method == "reward":
+        return "score"
+    return "value" if plan.critic == "shared" else "lm"
+
+
+def _trained(plan: Plan, name: str, model: Model, tuning: str, head: str) -> Role:
+    if tuning == "full":
+        return Role(name, model, BYTES[plan.weight_dtype], "full", head=head)
+    quantized = tuning == "qlora"
+    return Role(
+        name,
+        model,
+        BYTES[plan.compute_dtype if quantized else plan.weight_dtype],
+        tuning,
+        stored="nf4" if quantized else "plain",
+        head=head,
+        adapter=BYTES[plan.adapter_precision],
+        rank=plan.lora_rank,
+        targets=plan.lora_targets,
+    )
+
+
+def _on_policy(plan: Plan, name: str, tuning: str) -> Role:
+    """An adapter and a score head on the policy's frozen base."""
+    return Role(
+        name,
+        plan.model,
+        BYTES[plan.weight_dtype],
+        tuning,
+        stored="nf4" if plan.tuning == "qlora" else "plain",
+        head="score",
+        base=False,
+        adapter=BYTES[plan.adapter_precision],
+        rank=plan.lora_rank,
+        targets=plan.lora_targets,
+    )
+
+
+def setting(plan: Plan, role: Role, adapters: bool = True) -> Setting:
+    """How a role's layers run; adapters=False is the policy with its adapter off."""
+    masked = plan.padding == "padded" and plan.attention != "flash"
+    dim = role.model.head_dim or 0
+    dtype, choice = plan.compute_dtype, plan.attention
+    if role.model.model_type in EAGER_ONLY and choice == "sdpa":
+        choice = "eager"
+    return Setting(
+        compute=BYTES[dtype],
+        weight=role.weight,
+        autocast=plan.autocast,
+        trains=role.tuning == "full",
+        head_trains=bool(role.tuning),
+        kernel=kernels.attention_kernel(plan.gpu, dtype, masked, dim, choice),
+        masked=masked,
+        masked_kernel=kernels.attention_kernel(plan.gpu, dtype, True, dim, choice),
+        stored=role.stored,
+        adapter=role.adapter if adapters else 0,
+        rank=role.rank,
+        targets=role.targets,
+        dropout=plan.recipe == "hf-4.48",
+    )
+
+
+EAGER_ONLY = frozenset({"gemma2"})  # soft-capped scores: transformers runs it without sdpa

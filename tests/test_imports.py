@@ -1,0 +1,54 @@
+"""Start-up is a feature: what a question asked of the catalog must not load."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Each costs more than a whole answer: pydantic about 0.1 s, textual 0.3 s, torch seconds.
+HEAVY = {
+    "huggingface_hub",
+    "numpy",
+    "psutil",
+    "pydantic",
+    "pynvml",
+    "textual",
+    "torch",
+    "transformers",
+}
+QUESTION = ["check", "llama-3.1-8b", "--gpu", "4090"]
+
+
+def loaded_packages(code: str, *arguments: str) -> set[str]:
+    """Top-level names of every module that a fresh Python imports while it runs `code`."""
+    # -X importtime rather than sys.modules: it also shows what was imported and dropped again.
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert run.returncode in (0, 1), run.stderr  # 1 is an answer too: it does not fit
+    assert "Traceback" not in run.stderr, run.stderr
+    names = re.findall(r"^import time:.*\|\s*(\w+)[\w.]*$", run.stderr, re.MULTILINE)
+    return set(names)
+
+
+def test_importing_the_command_line_loads_nothing_heavy() -> None:
+    loaded = loaded_packages("import fitcheck, fitcheck.cli")
+    assert "fitcheck" in loaded
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize("output", [[], ["--json"]], ids=["text", "json"])
+def test_a_check_of_catalog_names_loads_nothing_heavy(output: list[str]) -> None:
+    loaded = loaded_packages(
+        "import sys; from fitcheck.cli import main; sys.exit(main())", *QUESTION, *output
+    )
+    assert "fitcheck" in loaded
+    assert loaded & HEAVY == set()
