@@ -53,7 +53,7 @@ def forward_peak(model: Model, setting: Setting, shape: Shape, piece: str) -> tu
     """(peak, casts of weights that stay until autocast's region ends) of a pass without gradients."""
     tape = Tape(grad=False)
     block = Decoder(tape, model, setting, shape.rows, shape.length, shape.scored, shape.past)
-    x = tape.new(shape.tokens * model.hidden_size * setting.weight, setting.weight)
+    x = tape.new(shape.tokens * model.hidden_size * setting.stream, setting.stream)
     y = getattr(block, piece)(x)
     del x, y
     return tape.peak, sum(cast.bytes for cast in tape.region)
@@ -66,7 +66,7 @@ def training_cost(model: Model, setting: Setting, shape: Shape, piece: str, firs
     forward, cached = forward_peak(model, setting, shape, piece)
     tape = Tape(grad=True, accumulate=accumulate)
     block = Decoder(tape, model, setting, shape.rows, shape.length, shape.scored, shape.past)
-    size = setting.weight
+    size = setting.stream
     x = tape.new(shape.tokens * model.hidden_size * size, size, grad=not first)
     waiting = x.bytes if replay else 0  # the incoming gradient, while the layer runs again
     tape.live += waiting
@@ -132,7 +132,7 @@ def update_stages(
     for count, kind, piece in groups(model, setting, shape.length):
         cost = training_cost(model, kind, shape, piece, False, accumulate, checkpointing)
         layers.append((count, cost))
-    hidden = shape.tokens * model.hidden_size * setting.weight
+    hidden = shape.tokens * model.hidden_size * setting.stream
     table = model.vocab_size * model.embedding_width * setting.weight
     # A tied head's gradient waits for the embedding's: autograd adds them before it accumulates.
     tied = table if setting.trains and model.tie_word_embeddings and head != "score" else 0
@@ -180,7 +180,7 @@ def explain(model: Model, setting: Setting, shape: Shape, piece: str, grad: bool
     """The largest tensors alive at the peak of a piece, for people."""
     tape = Tape(grad=grad, explain=True)
     block = Decoder(tape, model, setting, shape.rows, shape.length, shape.scored, shape.past)
-    size = setting.weight
+    size = setting.stream
     x = tape.new(shape.tokens * model.hidden_size * size, size, grad=grad, name="input")
     end = getattr(block, piece)(x).edge
     del x

@@ -32,8 +32,8 @@ from fitcheck.names import (
     fits,
     is_called,
     listed,
+    matcher,
     sold_as,
-    squeeze,
     unknown,
     vague,
 )
@@ -170,11 +170,11 @@ def find_gpu(text: str, total_bytes: int | None = None) -> GPU:
     becomes the card's total. A laptop's card needs the word laptop. Raises FitCheckError, naming
     the nearest three, when nothing fits.
     """
-    key, other_sizes = squeeze(text), list[Row]()
+    exact, other_sizes = matcher(text), list[Row]()
     for vendor in VENDORS:
         cards = rows(f"gpus/{vendor}.json", "gpus")
-        if exact := [card for card in cards if key in map(squeeze, card_names(card))]:
-            return _card(text, exact, None, total_bytes)
+        if same := [card for card in cards if any(map(exact, card_names(card)))]:
+            return _card(text, same, None, total_bytes)
     for partly in (False, True):
         for name in CardName.readings(text):
             called = [card for card in gpu_rows() if is_called(card, name, partly)]

@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from fitcheck.heads import Heads
 from fitcheck.layouts import LAYOUTS, Layout
+from fitcheck.model import Model
 from fitcheck.tape import Buffer
+from fitcheck.weights import has_closed_form
+
+# Architectures whose layers were compared with transformers' own, allocation by allocation.
+COVERED = frozenset({"llama", "qwen2"})
+
+
+def covered(model: Model, tuning: str = "full") -> str:
+    """What of the model the estimate does not cover, in words; empty when it covers all."""
+    if model.model_type not in COVERED or not has_closed_form(model):
+        return f"the architecture {model.model_type}"
+    return ""
 
 
 class Decoder(Heads):

@@ -1,20 +1,59 @@
-"""fit(plan) -> Report: the estimate. Pure arithmetic, no files, no device, under a millisecond."""
+"""fit(plan) -> Report: the estimate. Pure arithmetic: no files, no device, under a millisecond."""
 
 from __future__ import annotations
 
+from fitcheck import kernels
+from fitcheck.decoder import covered
 from fitcheck.errors import FitCheckError
+from fitcheck.host import ram
 from fitcheck.phases import phases
 from fitcheck.plan import Plan
-from fitcheck.report import Ram, Report
-from fitcheck.weights import has_closed_form
+from fitcheck.report import Error, Report
+from fitcheck.roles import setting
 
 
-def fit(plan: Plan) -> Report:
-    """What one step of the plan takes, phase by phase. FitCheckError where it is not modelled."""
-    for model in (plan.model, plan.reward_architecture, plan.critic_architecture):
-        if model is not None and not has_closed_form(model):
+def fit(plan: Plan, error: Error | None = None) -> Report:
+    """What one step of the plan takes, phase by phase.
+
+    error: how far off estimates were in recorded measurements (fitcheck.accuracy knows).
+    Raises FitCheckError for an architecture that the formulas do not cover.
+    """
+    for model, tuning in (
+        (plan.model, plan.tuning or ""),
+        (plan.reward_architecture, ""),
+        (plan.critic_architecture, plan.critic_tuning or ""),
+    ):
+        if model is not None and (why := covered(model, tuning)):
             raise FitCheckError(
-                f"{model.id}: the estimate does not cover the architecture {model.model_type}",
-                "choose a model of another architecture; `fitcheck models` marks those covered",
+                f"{model.id}: the estimate does not cover {why}",
+                "choose another model; `fitcheck models` marks what is covered",
             )
-    return Report(plan, phases(plan), Ram(0, plan.ram, "load"))
+    return Report(plan, phases(plan), ram(plan), error=error, notes=tuple(notes(plan)))
+
+
+def notes(plan: Plan) -> list[str]:
+    """What the reader must know about this answer: doubts, stand-ins, what is not modelled."""
+    found = []
+    for row in (plan.model, plan.reward_architecture, plan.critic_architecture):
+        if row is not None and row.doubt:
+            found.append(f"{row.id} is {row.doubt}")
+    if plan.gpu.doubt:
+        found.append(f"{plan.gpu.name}: unverified {plan.gpu.doubt}")
+    training = plan.method != "inference"
+    if training and plan.gpu.vendor in ("apple", "intel"):
+        found.append(f"training on {plan.gpu.vendor.title()} is not modelled: CUDA's figures stand in")
+    elif known := unknown_kernel(plan):
+        found.append(known)
+    if plan.model.params_vision_audio:
+        found.append("text only: images and sound, and their activations, are not modelled")
+    if training and plan.model.moe and plan.tuning != "full":
+        found.append("stacked experts are not quantized and carry no adapters")
+    return list(dict.fromkeys(found))
+
+
+def unknown_kernel(plan: Plan) -> str:
+    """Why the attention kernel's memory is not certain on this card; empty when it is."""
+    from fitcheck.roles import roles  # a role's head size decides, and Plan holds none
+
+    how = setting(plan, roles(plan)["policy"])
+    return kernels.attention_known(plan.gpu, how.kernel)

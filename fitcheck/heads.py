@@ -19,8 +19,7 @@ class Heads(Block):
     def logits(self, normed: Buffer, tokens: int) -> Buffer:
         """lm_head over `tokens` positions, and Gemma's soft cap."""
         m, s = self.model, self.setting
-        weight = s.weight if s.stored == "plain" else s.compute
-        out = self.matmul("lm_head", normed, m.hidden_size, m.vocab_size, tokens, weight, s.trains)
+        out = self.matmul("lm_head", normed, m.hidden_size, m.vocab_size, tokens, s.weight, s.trains)
         if m.model_type in ("gemma2", "recurrent_gemma"):
             out = self.scale(out)
             out = self.keeping_output("tanh", out)
@@ -48,6 +47,16 @@ class Heads(Block):
         del normed
         wide = self.cast(logits, 4)
         return self.cross_entropy(wide, self.tokens)  # `logits` stays until the loss is there
+
+    def shifted_lm_loss(self, x: Buffer) -> Buffer:
+        """The same in transformers up to 4.48, which shifted the fp32 logits into a copy."""
+        normed = self.norm(x)
+        del x
+        logits = self.logits(normed, self.tokens)
+        del normed
+        wide = self.cast(logits, 4)
+        shifted = self.tape.op("shift", [wide], wide.bytes, 4)
+        return self.cross_entropy(shifted, self.tokens)  # logits and wide stay meanwhile
 
     def log_probs(self, x: Buffer) -> Buffer:
         """Log-probabilities of the scored positions: every position's logits, then a slice of them."""

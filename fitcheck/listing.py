@@ -20,9 +20,10 @@ from typing import Any
 from fitcheck import catalog
 from fitcheck.catalog import Row
 from fitcheck.errors import FitCheckError
-from fitcheck.gpu import GIB, GPU
+from fitcheck.gpu import GPU
 from fitcheck.model import VERIFIED
 from fitcheck.names import card_names, card_sizes, squeeze
+from fitcheck.text import gib
 
 ALIGNED_BY = ("ppo", "dpo", "sft", "grpo")
 Range = tuple[float, float]
@@ -32,17 +33,13 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     """The four verbs; each sets `run`, a function of the parsed arguments that returns the exit."""
     models = _parser(subparsers, "models", "list the models of the catalog", list_models)
     models.add_argument("--family", help="only this family, such as qwen3")
-    models.add_argument(
-        "--params", type=params_range, metavar="RANGE", help="parameters, such as 1b..13b or ..7b"
-    )
+    models.add_argument("--params", metavar="RANGE", help="parameters, such as 1b..13b or ..7b")
     models.add_argument(
         "--aligned-by", choices=ALIGNED_BY, help="a method in the recipe that aligned the model"
     )
     gpus = _parser(subparsers, "gpus", "list the GPUs of the catalog", list_gpus)
     gpus.add_argument("--vendor", choices=catalog.VENDORS)
-    gpus.add_argument(
-        "--memory", type=memory_range, metavar="RANGE", help="nominal GB, such as 16..24 or 80.."
-    )
+    gpus.add_argument("--memory", metavar="RANGE", help="nominal GB, such as 16..24 or 80..")
     _parser(subparsers, "rewards", "list the reward models of the catalog", list_rewards)
     _parser(subparsers, "methods", "list what FitCheck can judge", list_methods)
 
@@ -63,16 +60,23 @@ def _parser(
 
 def matching_models(args: argparse.Namespace) -> list[Row]:
     """The index entries that the words, --family, --params and --aligned-by leave."""
-    low, high = args.params or (0.0, float("inf"))
-    family, method = squeeze(args.family or ""), args.aligned_by
+    low, high = params_range(args.params or "0..")
+    families = _families(args.family or "")
     return [
         entry
         for entry in catalog.model_entries()
         if low <= (entry.get("params") or 0) <= high
-        and family in squeeze(entry["family"])
-        and (not method or _aligned_by(entry, method))
+        and entry["family"] in families
+        and (not args.aligned_by or _aligned_by(entry, args.aligned_by))
         and _has_words(args.words, (entry["id"], entry["family"], entry["model_type"]))
     ]
+
+
+def _families(text: str) -> set[str]:
+    """The family of that name, or else those that have the text in their names."""
+    families = {entry["family"] for entry in catalog.model_entries()}
+    same = {family for family in families if squeeze(family) == squeeze(text)}
+    return same or {family for family in families if squeeze(text) in squeeze(family)}
 
 
 def _aligned_by(entry: Row, method: str) -> bool:
@@ -102,7 +106,7 @@ def list_models(args: argparse.Namespace) -> int:
 
 def matching_gpus(args: argparse.Namespace) -> list[Row]:
     """The rows that the words, --vendor and --memory leave."""
-    low, high = args.memory or (0.0, float("inf"))
+    low, high = memory_range(args.memory or "0..")
     return [
         row
         for row in catalog.gpu_rows()
@@ -118,7 +122,7 @@ def list_gpus(args: argparse.Namespace) -> int:
     def cells(row: Row) -> tuple[str, ...]:
         gpu = GPU.from_json(row)
         sizes = ", ".join(f"{size:g}" for size in card_sizes(row))
-        memory = f"{gpu.total_bytes / GIB:.1f}" if gpu.total_bytes else sizes
+        memory = gib(gpu.total_bytes) if gpu.total_bytes else sizes
         tflops, speed = gpu.bf16_dense_tflops, gpu.bandwidth_gbs
         rates = (f"{rate:.0f}" if rate else "-" for rate in (speed, tflops))
         name = re.sub(
@@ -206,15 +210,16 @@ def _range(text: str, units: dict[str, float], slack: float, example: str) -> Ra
 
 
 def _has_words(words: Iterable[str], texts: Iterable[str]) -> bool:
-    """Whether every word appears, separators aside; 8b is not found in 1.8b."""
+    """Whether every word appears, separators aside and numbers whole: no 8b in 1.8b or 38b."""
     text = " ".join(texts).lower()
-    squeezed = squeeze(text)
-    return all(
-        re.search(rf"(?<![\d.]){re.escape(word.lower())}", text) is not None
-        if word[:1].isdigit()
-        else squeeze(word) in squeezed
-        for word in words
-    )
+    return all(re.search(_pattern(word), text) for word in words)
+
+
+def _pattern(word: str) -> str:
+    parts = re.findall(r"[a-z]+|\d+", word.lower())
+    whole = [rf"(?<!\d){part}(?!\d)" if part.isdigit() else part for part in parts]
+    start = r"(?<!\.)" if word[:1].isdigit() else ""
+    return start + "[ _./:-]*".join(whole)
 
 
 def _print_json(found: Sequence[Any]) -> int:
@@ -239,9 +244,9 @@ def _print_table(
         columns = [column for column in columns if column[0] != spare]
     widths = [max(map(len, column)) for column in columns]
     for _ in range(_excess(columns)):
-        widest = max(widths[1:], default=0)
-        at = widths.index(widest, 1) if widest > _LEAST else 0
-        widths[at] = max(_LEAST, widths[at] - 1)
+        texts = max(widths[1:], default=0)
+        at = widths.index(texts, 1) if texts > _LEAST else widths.index(max(widths))
+        widths[at] = max(1, widths[at] - 1)
     for line in zip(*columns, strict=True):
         cells = [_cut_inside(line[0], widths[0]), *map(_cut, line[1:], widths[1:])]
         print("  ".join(map(str.ljust, cells, widths)).rstrip())
@@ -253,7 +258,7 @@ def _excess(columns: Sequence[tuple[str, ...]]) -> int:
     return sum(max(map(len, column)) + 2 for column in columns) - 2 - _width()
 
 
-_LEAST = 18  # columns of a text that was cut
+_LEAST = 18  # columns that a text keeps while names can still be cut
 
 
 def _cut_inside(name: str, width: int) -> str:
@@ -261,7 +266,7 @@ def _cut_inside(name: str, width: int) -> str:
     if len(name) <= width:
         return name
     tail = (width - 1) // 2
-    return f"{name[: width - 1 - tail]}…{name[-tail:]}"
+    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
 
 
 def _cut(text: str, width: int) -> str:

@@ -1,12 +1,9 @@
 """Model: the facts of a transformer that decide how much memory it takes.
 
-A `Model` is one row of `catalog/models/*.json`, or what `hub.py` reads from a config.json.
+A `Model` is one row of `catalog/models/*.json`, or what `hub.py` reads from a config.json:
 
->>> llama = Model.from_json({"id": "a/b", "family": "f", "name": "b", "model_type": "llama",
-...                          "status": "exact", "sources": ["s"], "checked": "2026-11",
-...                          "hidden_size": 4096, "params": 8030261248})
->>> llama.score_head_params
-4096
+    llama = Model.from_json(row)        # FitCheckError, naming the row, when it is malformed
+    llama.params, llama.head_params     # 8030261248, 525336576
 """
 
 from __future__ import annotations
@@ -132,6 +129,9 @@ class KVGroup:
 class Model:
     """One transformer: sizes, layer kinds, parameter counts and where they come from.
 
+    `status` says how far `params` is proven: `exact` (the class, instantiated, has as many as the
+    repository publishes), `exact_sibling` (as a repository of the same architecture does),
+    `instantiated` (counted, nothing to compare with), `mismatch`, `unverified`; `checked` says how.
     `params` is the unique parameter count of the class as transformers loads it (a tied head
     counts once; no buffers, no multi-token-prediction block). `params_active` of a mixture
     includes embeddings and head. `vocab_size` is the embedding's rows, padding included.

@@ -9,7 +9,7 @@ True
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,8 +32,8 @@ class CardName:
         cores, memory = re.search(_CORES, text), re.search(_MEMORY, text)
         text = re.sub(_MEMORY, " ", re.sub(_CORES, " ", text))
         words = {_SAME.get(word, word) for word in re.findall(_CARD_WORD, text)}
-        words = {word for word in words if not re.fullmatch(_NOISE, word)}
-        optional = frozenset(word for word in words if re.fullmatch(_OPTIONAL, word))
+        words = {word for word in words if f" {word} " not in _NOISE}
+        optional = frozenset(word for word in words if f" {word} " in _OPTIONAL)
         return cls(
             frozenset(words - optional),
             optional,
@@ -56,12 +56,12 @@ class CardName:
 _CORES = r"(?<![a-z0-9])(\d+)[ -]*cores?\b"
 _MEMORY = r"(?<![a-z0-9.])(\d+)[ -]*(?:gb|gib|g)\b"
 _LAST_NUMBER = r"[ -](\d{1,3})\s*$"
-_CARD_WORD = r"sxm\d?|hbm\d?e?|gddr\dx?|\d+|[a-z]+"
+_CARD_WORD = r"sxm\d?|hbm\d?e?|\d+|[a-z]+"
 _SAME = {"mobile": "laptop", "notebook": "laptop"} | {f"sxm{n}": "sxm" for n in range(10)}
-_NOISE = r"card|edition|founders|generation|gpu|graphics|vram|hbm\d?e?|gddr\dx?"
+_NOISE = " card edition founders generation gpu graphics vram hbm hbm2 hbm2e hbm3 hbm3e "
 _OPTIONAL = (
-    "nvidia|geforce|gtx|rtx|tesla|jetson|amd|radeon|rx|instinct|intel|arc|data|center|apple|"
-    "pcie|sxm|nvl|oam|vf|blackwell|workstation"
+    " nvidia geforce gtx rtx tesla jetson amd radeon rx instinct intel arc data center apple "
+    " pcie sxm nvl oam vf blackwell workstation "
 )
 
 
@@ -83,11 +83,11 @@ def sold_as(card: Mapping[str, Any]) -> str:
     return f"{card['name']} ({listed([f'{size:g}' for size in sizes])} GB)"
 
 
-def is_called(card: Mapping[str, Any], name: CardName, partly: bool) -> bool:
+def is_called(card: Mapping[str, Any], name: CardName, partly: bool = False) -> bool:
     """Whether a card goes by that name; `partly`: by some of its words, which laptops never do."""
     own = card_names(card)
-    if not name.words or not any(max(name.words, key=len) in alias.lower() for alias in own):
-        return False
+    if not name.words or not any(all(w in alias.lower() for w in name.words) for alias in own):
+        return False  # taking names apart is slow
     names = [CardName.of(alias) for alias in own]
     if not name.optional <= frozenset().union(*(other.optional for other in names)):
         return False
@@ -110,9 +110,9 @@ def find_entry(text: str, entries: list[dict[str, Any]], noun: str, kin: str) ->
     Exact names come first, then those that leave the least unsaid, and of these the newest.
     FitCheckError when none has all the words, or when those that do differ in kin or size.
     """
-    key = squeeze(text)
+    exact = matcher(text)
     for entry in entries:
-        if key in (squeeze(entry["id"]), squeeze(entry["id"].partition("/")[2])):
+        if exact(entry["id"]) or exact(entry["id"].partition("/")[2]):
             return entry
     wanted = _words(text)
     letters = [word for word in wanted if word.isalpha() and word != "instruct"]
@@ -139,13 +139,13 @@ _WORD = (
     r"|\d+(?:\.\d+)?|[a-z]+"
 )
 _SLIGHT = r"base|pt|v\d.*|a\d.*[bm]|\d+[kt]|[0-2]\d[0-3]\d"
-_UNSAID = "hf|meta|nvidia|c4ai|ai21|bf16|intermediate|step"  # of no consequence
+_NEVER_SAID = " hf meta nvidia c4ai ai21 bf16 intermediate step "
 
 
 def _words(text: str) -> frozenset[str]:
     text = re.sub(r"(?<=\d)_(?=\d)", ".", text.lower())
     words = ("instruct" if w in ("it", "chat") else w for w in re.findall(_WORD, text))
-    return frozenset(word for word in words if not re.fullmatch(_UNSAID, word))
+    return frozenset(word for word in words if f" {word} " not in _NEVER_SAID)
 
 
 def _unsaid(wanted: frozenset[str], name: str) -> int | None:
@@ -165,8 +165,18 @@ def _price(word: str) -> int:
     return _INSTRUCT if word == "instruct" else _VARIANT
 
 
+def matcher(text: str) -> Callable[[str], bool]:
+    """Whether a name is that text, case and separators aside; opt-13b is not opt-1.3b."""
+    key, numbers = squeeze(text), re.findall(r"\d+", text)
+
+    def matches(name: str) -> bool:
+        return squeeze(name) == key and re.findall(r"\d+", name) == numbers
+
+    return matches
+
+
 def squeeze(name: str) -> str:
-    """A name without case and separators, for comparing."""
+    """A name without case and separators."""
     return name.lower().translate(_SEPARATORS)
 
 
@@ -190,15 +200,15 @@ def unknown(text: str, noun: str, names: Iterable[tuple[str, ...]]) -> FitCheckE
     from difflib import SequenceMatcher  # 5 ms, and only for mistakes
 
     words = re.findall(r"[a-z]+|\d+", text.lower())
-    matcher = SequenceMatcher(b=squeeze(text))
+    compare = SequenceMatcher(b=squeeze(text))
 
     def nearness(own: tuple[str, ...]) -> tuple[int, float]:
         keys = [squeeze(name.rpartition("/")[2]) for name in own]
         shared = max(sum(len(word) for word in words if word in key) for key in keys)
         ratios = []
         for key in keys:
-            matcher.set_seq1(key)
-            ratios.append(matcher.ratio())
+            compare.set_seq1(key)
+            ratios.append(compare.ratio())
         return shared, max(ratios)
 
     near = [own[0] for own in sorted(names, key=nearness, reverse=True)[:3]]

@@ -19,7 +19,8 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 class Setting:
     """How a layer is run; together with the Model and the shape it decides every byte.
 
-    compute, weight: bytes per element (the residual stream has the weights' type). trains: base
+    compute, weight, stream: bytes per element of products, of weights and of the residual stream
+    (which has the weights' type, but for fp32 norms in a 16-bit base). trains: base
     weights get gradients; head_trains: the score head does. adapter: bytes per element of LoRA
     weights (0: none), on `targets`. stored: how linear weights are kept: plain, nf4, int8.
     kernel: flash, efficient, math, eager, cudnn. masked: an explicit mask (padded rows);
@@ -32,6 +33,7 @@ class Setting:
     trains: bool
     kernel: str
     masked: bool
+    stream: int
     masked_kernel: str = "efficient"
     head_trains: bool = False
     stored: str = "plain"
@@ -103,7 +105,7 @@ class Block:
         narrow = self.cast(normed, kind)
         del normed
         trains = self.setting.trains
-        size = max(kind, self.setting.weight)
+        size = max(kind, self.setting.stream)
         return tape.op(
             "norm.weight", [narrow], size * n, size,
             saved=[narrow] if trains else [], weight=width * self.setting.weight if trains else 0,
@@ -180,7 +182,7 @@ class Block:
     def rope(self, x: Buffer, width: int) -> Buffer:
         """x cos + rotate_half(x) sin, in the wider of x's type and the stream's (that of cos, sin)."""
         tape, n = self.tape, self.tokens * width
-        size = max(x.size, self.setting.weight)
+        size = max(x.size, self.setting.stream)
         straight = tape.op("rope.cos", [x], n * size, size)
         half = tape.op("rope.half", [x], n * x.size, x.size, during=n * x.size // 2)
         turned = tape.op("rope.sin", [half], n * size, size)

@@ -35,7 +35,8 @@ def sft(scene: Scene) -> Iterator[Phase]:
     plan = scene.plan
     scene.held = _batch(plan.batch * plan.sequence, "token ids and labels", 16)
     shape = Shape(plan.micro_batch, plan.sequence, plan.sequence)
-    yield from scene.update("update", "policy", shape, "lm_loss", plan.batch // plan.micro_batch)
+    head = "shifted_lm_loss" if plan.recipe == "hf-4.48" else LOSSES[plan.loss][0]
+    yield from scene.update("update", "policy", shape, head, plan.batch // plan.micro_batch)
 
 
 def reward(scene: Scene) -> Iterator[Phase]:

@@ -13,6 +13,9 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 def roles(plan: Plan) -> dict[str, Role]:
     """The models of a plan by role, in the order of the field: policy, reference, reward, critic."""
+    if plan.method == "inference":
+        stored = plan.quant if plan.quant in ("nf4", "int8") else "plain"
+        return {"policy": Role("policy", plan.model, BYTES[plan.compute_dtype], stored=stored)}
     found = {"policy": _trained(plan, "policy", plan.model, plan.tuning, _policy_head(plan))}
     compute = BYTES[plan.compute_dtype]
     if plan.reference == "copy":
@@ -42,10 +45,13 @@ def _trained(plan: Plan, name: str, model: Model, tuning: str, head: str) -> Rol
     if tuning == "full":
         return Role(name, model, BYTES[plan.weight_dtype], "full", head=head)
     quantized = tuning == "qlora"
+    # TRL up to 0.13 casts a 4-bit base's embedding and head back to 16 bits and leaves norms in
+    # fp32, so the residual stream alone is fp32 (trl/trainer/utils.py peft_module_casting_to_bf16).
+    weights = plan.compute_dtype if quantized and plan.recipe == "hf-4.48" else plan.weight_dtype
     return Role(
         name,
         model,
-        BYTES[plan.compute_dtype if quantized else plan.weight_dtype],
+        BYTES[weights],
         tuning,
         stored="nf4" if quantized else "plain",
         head=head,
@@ -86,6 +92,7 @@ def setting(plan: Plan, role: Role, adapters: bool = True) -> Setting:
         head_trains=bool(role.tuning),
         kernel=kernels.attention_kernel(plan.gpu, dtype, masked, dim, choice),
         masked=masked,
+        stream=4 if plan.precision.endswith("-mixed") and role.tuning else role.weight,
         masked_kernel=kernels.attention_kernel(plan.gpu, dtype, True, dim, choice),
         stored=role.stored,
         adapter=role.adapter if adapters else 0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fitcheck import activations, kernels, memory
+from fitcheck import activations, kernels, memory, quants
 from fitcheck.activations import Shape, Stage
 from fitcheck.memory import Role
 from fitcheck.ops import Setting
@@ -42,7 +42,14 @@ class Scene:
 
     def _make(self, kind: str, role: Role) -> Iterator[Term]:
         name, optimizer, master = role.name, self.plan.optimizer, self.master
-        if kind == "weights":
+        if kind == "weights" and self.plan.method == "inference":
+            model, quant = role.model, self.plan.quant
+            yield Term(
+                *("weights", name, quants.weight_bytes(model, quant)),
+                lambda: f"{model.id}: {model.params:,} parameters in {quant}, tensor by tensor",
+            )
+            sizes = []
+        elif kind == "weights":
             sizes = memory.weight_sizes(role)
             yield Term("weights", name, memory.total(sizes), lambda: memory.weights_why(role))
             if adapters := memory.adapter_sizes(role):

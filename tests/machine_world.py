@@ -1,7 +1,7 @@
 """Other people's computers for the tests of fitcheck.machine: files, environments, a fake NVML.
 
-    world = World(tmp_path).load("strix_halo")     # tests/fixtures/machine/strix_halo.json
-    machine = detect(world.system())
+world = World(tmp_path).load("strix_halo")     # tests/fixtures/machine/strix_halo.json
+machine = detect(world.system())
 """
 
 from __future__ import annotations
@@ -13,11 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fitcheck.machine import System
+from fitcheck.machine import Accelerator, Machine, System
 
 FIXTURES = Path(__file__).parent / "fixtures" / "machine"
 GIB, MIB = 2**30, 2**20
 MEMINFO = "MemTotal: 65536000 kB\nMemFree: 10000000 kB\nMemAvailable: 50000000 kB\n"
+# A DGX Spark at the instant of llamastash #80: CUDA said 2.77 GiB were free.
+GB10_BYTES = int(121.7 * 2**20) * 1024
+GB10_MEMINFO = (
+    f"MemTotal: {GB10_BYTES // 1024} kB\nMemFree: {int(2.77 * 2**20)} kB\n"
+    f"MemAvailable: {52 * 2**20} kB\n"
+)
 HOST_PIDS = "pid:[4026531836]"
 
 
@@ -32,9 +38,10 @@ def no_such_command(command: Sequence[str]) -> str:
 class World:
     """A file system under tmp_path, and the System that looks at it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, linux: bool = True) -> None:
         self.root = root
-        self.write("/proc/meminfo", MEMINFO)
+        if linux:
+            self.write("/proc/meminfo", MEMINFO)
 
     def load(self, name: str) -> World:
         """The files of a fixture."""
@@ -61,6 +68,22 @@ class World:
         defaults: dict[str, Any] = {"platform": "linux", "env": {}, "run": no_such_command}
         rest = {"psutil": refuse, "load_library": refuse, "display_registry": refuse}
         return System(root=self.root, nvml=ask, **(defaults | rest | changes))
+
+
+def only(machine: Machine) -> Accelerator:
+    """The one accelerator of a machine that has one."""
+    (card,) = machine.accelerators
+    return card
+
+
+class Psutil:
+    """psutil, as far as it is asked."""
+
+    def __init__(self, total: int, available: int) -> None:
+        self.total, self.available = total, available
+
+    def virtual_memory(self) -> Psutil:
+        return self
 
 
 class NVMLError(Exception):

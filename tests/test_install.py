@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 import venv
 from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
@@ -99,10 +98,12 @@ def installed(
     return commands, elsewhere
 
 
-def test_version_is_the_project_s(installed: tuple[Path, Path]) -> None:
+def test_both_commands_say_the_version_that_was_installed(installed: tuple[Path, Path]) -> None:
     commands, folder = installed
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["version"] in run_ok(commands / "fitcheck-rlhf", "--version", cwd=folder)
+    code = "from importlib.metadata import version; print(version('fitcheck-rlhf'))"
+    version = run_ok(commands / PYTHON, "-c", code, cwd=folder).strip()
+    for command in ("fitcheck", "fitcheck-rlhf"):
+        assert run_ok(commands / command, "--version", cwd=folder).split() == ["fitcheck", version]
 
 
 def test_check_answers_without_the_checkout(installed: tuple[Path, Path]) -> None:

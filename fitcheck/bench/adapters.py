@@ -4,18 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
-from transformers import PreTrainedModel
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fitcheck.bench.precision import DTYPES
+from fitcheck.bench.precision import DTYPES, autocast_dtype
+from fitcheck.bench.quantized import NF4Linear
 from fitcheck.plan import Plan
 
 
-def add_adapter(plan: Plan, model: PreTrainedModel, name: str) -> None:
+class LoraNF4(LoraLinear):
+    """An adapter on our NF4Linear, with the casts and the copy of PEFT's own Linear4bit."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result = self.base_layer(x)
+        if self.disable_adapters:
+            return result  # type: ignore[no-any-return]
+        result = result.clone()
+        convert = autocast_dtype(x.device) is None
+        for name in self.active_adapters:
+            lora_a, lora_b = self.lora_A[name], self.lora_B[name]
+            dtype = result.dtype
+            if convert:
+                x = x.to(lora_a.weight.dtype)
+            output = lora_b(lora_a(x)) * self.scaling[name]
+            if convert:
+                output = output.to(dtype)
+            result = result + output
+        return result  # type: ignore[no-any-return]
+
+
+def add_adapter(plan: Plan, model: Any, name: str) -> None:
     """Freeze the model and put a LoRA adapter of that name on its linear layers.
 
     LoRA: arXiv 2106.09685; no dropout, which would store masks. The adapter of the last call acts.
@@ -26,6 +49,7 @@ def add_adapter(plan: Plan, model: PreTrainedModel, name: str) -> None:
         target_modules=_targets(plan, model),
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
     )
+    config._register_custom_module({NF4Linear: LoraNF4})
     with model.device:
         inject_adapter_in_model(config, model, adapter_name=name)
     for parameter in adapter_parameters(model, name):
@@ -35,9 +59,8 @@ def add_adapter(plan: Plan, model: PreTrainedModel, name: str) -> None:
 
 def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
     """The weights of one adapter."""
-    return [
-        p for path, p in model.named_parameters() if "lora_" in path and name in path.split(".")
-    ]
+    named = model.named_parameters()
+    return [p for path, p in named if "lora_" in path and name in path.split(".")]
 
 
 def set_adapter(model: nn.Module, name: str, frozen: bool = False) -> None:
@@ -60,11 +83,13 @@ def _layers(model: nn.Module) -> list[LoraLayer]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def _targets(plan: Plan, model: PreTrainedModel) -> str | list[str]:
+def _targets(plan: Plan, model: Any) -> str | list[str]:
     """The paths of the layers to adapt; a second adapter goes where the first one is."""
     adapted = [path for path, m in model.named_modules() if isinstance(m, LoraLayer)]
     if adapted:
         return adapted
+    if plan.lora_targets == "all-linear":
+        return "all-linear"
     if plan.lora_targets == "attention":
         return [
             f"{path}.{name}"
@@ -73,6 +98,4 @@ def _targets(plan: Plan, model: PreTrainedModel) -> str | list[str]:
             for name, layer in parent.named_modules()
             if isinstance(layer, (nn.Linear, Conv1D))
         ]
-    if plan.lora_targets == "all-linear":
-        return "all-linear"
     return list(plan.lora_targets)

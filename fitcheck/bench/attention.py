@@ -81,13 +81,13 @@ def as_on_cuda(capability: tuple[int, int]) -> Iterator[None]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Any:
-        options = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        options = (attn_mask, dropout_p, is_causal, scale)
         if torch._C._is_torch_function_mode_enabled():  # mixed precision on meta casts here
             own = scaled_dot_product_attention
-            return handle_torch_function(own, (query, key, value), query, key, value, *options)
+            tensors = (query, key, value)
+            return handle_torch_function(own, tensors, *tensors, *options, enable_gqa)
         if not query.is_meta:
-            names = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-            return real(query, key, value, **dict(zip(names, options, strict=True)))
+            return real(query, key, value, *options[:3], scale=scale, enable_gqa=enable_gqa)
         return _attention(capability, query, key, value, *options)
 
     F.scaled_dot_product_attention = scaled_dot_product_attention  # type: ignore[assignment]
@@ -106,16 +106,13 @@ def _attention(
     dropout: float,
     causal: bool,
     scale: float | None,
-    gqa: bool,
 ) -> Tensor:
     """at::scaled_dot_product_attention with the device's choice made by `kernel`."""
     chosen = kernel(capability, query, key, value, mask is not None, causal)
     if mask is not None and mask.dtype == torch.bool:
         mask = _additive(mask, query.dtype)
     if chosen == MATH:
-        return aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]
-            query, key, value, mask, dropout, causal, None, scale=scale, enable_gqa=gqa
-        )[0]
+        return _math(query, key, value, mask, dropout, causal, scale)
     if chosen == FLASH:
         if scale is None:
             scale = query.shape[-1] ** -0.5
@@ -136,6 +133,39 @@ def _attention(
     return aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]
         query, key, value, mask, keep, dropout, causal, scale=scale
     )[0]
+
+
+def _math(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+) -> Tensor:
+    """_scaled_dot_product_attention_math of attention.cpp.
+
+    Its own code, since PyTorch adds the mask out of place while a dispatch mode is active.
+    """
+    dtype, tokens, keys = query.dtype, query.shape[-2], key.shape[-2]
+    if dtype in (torch.bfloat16, torch.float16):
+        query, key, value = query.float(), key.float(), value.float()
+    root = (query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
+    query = query * root
+    if causal:
+        square = torch.ones(tokens, keys, dtype=torch.bool, device=query.device)
+        mask = _additive(square.tril(), query.dtype)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = torch.matmul(query, key.transpose(-2, -1) * root)
+    if mask is not None:
+        scores.add_(mask)
+    scores = aten._safe_softmax(scores, -1)
+    if dropout:
+        scores = F.dropout(scores, dropout)
+    return torch.matmul(scores, value).to(dtype)
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -36,11 +36,12 @@ def config_from(model: Model) -> PretrainedConfig:
     return config
 
 
-def checked_size(model: Model, module: nn.Module) -> None:
+def checked_size(model: Model, module: nn.Module, headless: bool) -> None:
     """FitCheckError unless the module has exactly the parameters that the catalog states."""
+    expected = model.backbone_params if headless else model.params
     count = sum(p.numel() for p in module.parameters())
-    if count != model.params:
-        raise _cannot(model, f"the class has {count:,} parameters, not {model.params:,}")
+    if count != expected:
+        raise _cannot(model, f"the class has {count:,} parameters, not {expected:,}")
 
 
 def _cannot(model: Model, why: str) -> FitCheckError:

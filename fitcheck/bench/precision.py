@@ -22,22 +22,25 @@ from torch.overrides import TorchFunctionMode
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # What CUDA's autocast does to each function, by name: aten/src/ATen/autocast_mode.h of torch 2.13.
-LOWER = frozenset(
+LOWER = _names(
     """linear matmul mm bmm mv addmm addmv addbmm addr baddbmm einsum chain_matmul multi_dot vecdot
     linalg_vecdot conv1d conv2d conv3d conv_transpose1d conv_transpose2d prelu
-    scaled_dot_product_attention""".split()
+    scaled_dot_product_attention"""
 )
-FLOAT = frozenset(
+FLOAT = _names(
     """exp expm1 log log10 log2 log1p pow rpow rsqrt reciprocal tan acos asin cosh sinh erfinv
     softplus layer_norm group_norm rms_norm logsumexp cosine_similarity cross_entropy nll_loss
     kl_div mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits cdist norm
-    normalize""".split()
+    normalize"""
 )
-FLOAT_RESULT = frozenset("softmax log_softmax sum prod cumsum cumprod vector_norm".split())
-WIDEST = frozenset(
-    "addcdiv addcmul bilinear cat cross dot index_put scatter_add stack tensordot".split()
-)
+FLOAT_RESULT = _names("softmax log_softmax sum prod cumsum cumprod vector_norm")
+WIDEST = _names("addcdiv addcmul bilinear cat cross dot index_put scatter_add stack tensordot")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from fitcheck.bench.adapters import (
     adapter_parameters,
@@ -24,6 +24,7 @@ from fitcheck.bench.adapters import (
     without_adapters,
 )
 from fitcheck.bench.configs import checked_size, config_from
+from fitcheck.bench.offload import to_card, to_ram
 from fitcheck.bench.optimizers import Optimizer, optimizer_for
 from fitcheck.bench.precision import DTYPES, autocast, checkpoint_contexts, keep_rotary_in_fp32
 from fitcheck.bench.quantized import quantize
@@ -41,8 +42,7 @@ class Scorer(nn.Module):
 
     def forward(self, **inputs: Any) -> Tensor:
         """Scores [rows, tokens]."""
-        hidden = self.backbone(**inputs).last_hidden_state
-        return self.head(hidden).squeeze(-1)  # type: ignore[no-any-return]
+        return self.head(self.backbone(**inputs).last_hidden_state).squeeze(-1)  # type: ignore[no-any-return]
 
 
 @dataclass(slots=True)
@@ -67,8 +67,8 @@ class Roles:
 
     plan: Plan
     device: torch.device
-    policy: PreTrainedModel
-    reference: PreTrainedModel | None
+    policy: Any  # a causal language model of transformers; the Scorer that method "reward" trains
+    reference: Any
     reward: Scorer | None
     critic: Scorer | None
     value_head: nn.Linear | None  # the shared critic: a head on the policy's last hidden state
@@ -83,10 +83,15 @@ class Roles:
 
     @contextmanager
     def acting(self, role: str) -> Iterator[None]:
-        """Within, the policy's weights act as another role, where an adapter makes them it."""
+        """Within, that role is ready: on the card if it is kept in RAM, its adapter in place."""
         plan = self.plan
         knobs = {"reference": plan.reference, "reward": plan.reward_model, "critic": plan.critic}
-        if knobs.get(role) != "adapter":
+        if role in plan.offload:
+            module = getattr(self, role)
+            to_card(module, self.device)
+            yield
+            to_ram(module)
+        elif knobs.get(role) != "adapter":
             yield
         elif role == "reference":
             with without_adapters(self.policy):
@@ -102,32 +107,7 @@ def build(plan: Plan, device: torch.device, attn_implementation: str | None = No
 
     `attn_implementation` is a name that transformers knows; by default that of the plan.
     """
-    attention = attn_implementation or _attention(plan, device)
-    policy: Any = _policy(plan, device, attention)
-    value_head = reference = critic = None
-    trained = _trained(policy)
-    if plan.reference == "copy":
-        reference = _frozen(_causal_lm(plan.model, plan.compute_dtype, device, attention))
-        _copy_weights(policy, reference)
-    reward = _reward(plan, device, attention, policy)
-    if plan.critic == "shared":
-        value_head = _head(plan.model, plan.weight_dtype, device)
-        trained.append(value_head.weight)
-    elif plan.critic is not None:
-        critic = _critic(plan, device, attention, policy)
-    if "adapter" in (plan.reward_model, plan.critic):
-        set_adapter(policy, "policy")
-    return Roles(
-        plan=plan,
-        device=device,
-        policy=policy,
-        reference=reference,
-        reward=reward,
-        critic=critic,
-        value_head=value_head,
-        policy_training=Trained(trained, optimizer_for(plan, trained)),
-        critic_training=_critic_training(plan, critic) if critic else None,
-    )
+    return _Builder(plan, device, attn_implementation or _attention(plan, device)).roles()
 
 
 def _attention(plan: Plan, device: torch.device) -> str:
@@ -136,82 +116,129 @@ def _attention(plan: Plan, device: torch.device) -> str:
     return plan.attention
 
 
-def _causal_lm(model: Model, dtype: str, device: torch.device, attention: str) -> PreTrainedModel:
-    with device:
-        module = AutoModelForCausalLM.from_config(
-            config_from(model), dtype=DTYPES[dtype], attn_implementation=attention
+@dataclass(slots=True)
+class _Builder:
+    plan: Plan
+    device: torch.device
+    attention: str
+
+    def roles(self) -> Roles:
+        """All of them, each in its type and on its device."""
+        plan = self.plan
+        reference = value_head = critic = None
+        policy = self.base(plan.model, plan.tuning, headless=plan.method == "reward")
+        if plan.reference == "copy":
+            reference = self.reference(policy)
+        self.prepare(policy, plan.tuning, "policy")
+        trained = _trained(policy)
+        if plan.method == "reward":
+            policy = Scorer(policy, self.head(plan.model, plan.weight_dtype))
+            trained.append(policy.head.weight)
+        reward = self.reward(policy)
+        if plan.critic == "shared":
+            value_head = self.head(plan.model, plan.weight_dtype)
+            trained.append(value_head.weight)
+        elif plan.critic is not None:
+            critic = self.critic(policy)
+        if "adapter" in (plan.reward_model, plan.critic):
+            set_adapter(policy, "policy")
+        return Roles(
+            plan=plan,
+            device=self.device,
+            policy=policy,
+            reference=reference,
+            reward=reward,
+            critic=critic,
+            value_head=value_head,
+            policy_training=Trained(trained, optimizer_for(plan, trained)),
+            critic_training=self.critic_training(critic) if critic else None,
         )
-    checked_size(model, module)
-    return _ready(module)
 
+    def base(self, model: Model, tuning: str, headless: bool) -> Any:
+        """What trains, or what adapters will sit on."""
+        quant = "nf4" if tuning == "qlora" else None
+        dtype = self.plan.compute_dtype if quant else self.plan.weight_dtype
+        return self.module(model, dtype, quant, headless)
 
-def _backbone(model: Model, dtype: str, device: torch.device, attention: str) -> PreTrainedModel:
-    """The model without its vocabulary head."""
-    with device:
-        module = AutoModel.from_config(
-            config_from(model), dtype=DTYPES[dtype], attn_implementation=attention
+    def module(self, model: Model, dtype: str, quant: str | None, headless: bool) -> Any:
+        """A model in that type, without its vocabulary head where there is no use for one."""
+        auto = AutoModel if headless else AutoModelForCausalLM
+        with torch.device("meta") if quant else self.device:
+            module = auto.from_config(
+                config_from(model), dtype=DTYPES[dtype], attn_implementation=self.attention
+            )
+        checked_size(model, module, headless)
+        if quant:
+            quantize(module, quant, DTYPES[dtype], self.device)
+        if self.device.type == "meta":
+            keep_rotary_in_fp32(module)
+        return module
+
+    def prepare(self, module: Any, tuning: str, role: str) -> None:
+        """Make a module ready to train: its adapter, its checkpointing."""
+        if tuning != "full":
+            add_adapter(self.plan, module, role)
+        if self.plan.checkpointing:
+            kwargs = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+            module.activation_checkpointing_enable(kwargs)
+
+    def reference(self, policy: Any) -> Any:
+        """A frozen copy of the policy, in the compute type."""
+        reference = self.module(self.plan.model, self.plan.compute_dtype, None, headless=False)
+        if self.plan.tuning != "qlora":
+            _copy_weights(policy, reference)
+        return self.frozen(reference, "reference")
+
+    def reward(self, policy: Any) -> Scorer | None:
+        """The reward model: frozen, in the compute type or quantized."""
+        plan = self.plan
+        if plan.reward_model == "adapter":
+            add_adapter(plan, policy, "reward")
+            head = self.head(plan.model, plan.compute_dtype).requires_grad_(False)
+            return Scorer(policy.base_model, head)
+        model = plan.reward_architecture
+        if model is None:
+            return None
+        quant = plan.reward_precision if plan.reward_precision in ("int8", "nf4") else None
+        backbone = self.module(model, plan.compute_dtype, quant, headless=True)
+        return self.frozen(Scorer(backbone, self.head(model, plan.compute_dtype)), "reward")
+
+    def critic(self, policy: Any) -> Scorer:
+        """The critic: it trains as critic_tuning says, its head always."""
+        plan = self.plan
+        if plan.critic == "adapter":
+            add_adapter(plan, policy, "critic")
+            return Scorer(policy.base_model, self.head(plan.model, plan.weight_dtype))
+        model = plan.critic_architecture
+        assert model is not None
+        backbone = self.base(model, plan.critic_tuning, headless=True)
+        self.prepare(backbone, plan.critic_tuning, "critic")
+        critic = Scorer(backbone, self.head(model, plan.weight_dtype))
+        if "critic" in plan.offload:
+            to_ram(critic)
+        return critic
+
+    def critic_training(self, critic: Scorer) -> Trained:
+        """What of the critic trains."""
+        if self.plan.critic_tuning == "full":
+            parameters = _trained(critic.backbone)
+        else:
+            parameters = adapter_parameters(critic.backbone, "critic")
+        parameters.append(critic.head.weight)
+        return Trained(parameters, optimizer_for(self.plan, parameters))
+
+    def head(self, model: Model, dtype: str) -> nn.Linear:
+        """A score or value head."""
+        return nn.Linear(
+            model.embedding_width, 1, bias=False, device=self.device, dtype=DTYPES[dtype]
         )
-    return _ready(module)
 
-
-def _ready(module: PreTrainedModel) -> PreTrainedModel:
-    if module.device.type == "meta":
-        keep_rotary_in_fp32(module)
-    return module
-
-
-def _policy(plan: Plan, device: torch.device, attention: str) -> PreTrainedModel:
-    policy = _causal_lm(plan.model, plan.weight_dtype, device, attention)
-    _prepare_training(plan, policy, plan.tuning, "policy")
-    return policy
-
-
-def _prepare_training(plan: Plan, module: PreTrainedModel, tuning: str, role: str) -> None:
-    """Freeze and quantize what the tuning says, add adapters, checkpoint the layers."""
-    if tuning == "qlora":
-        quantize(module, "nf4", DTYPES[plan.compute_dtype])
-    if tuning != "full":
-        add_adapter(plan, module, role)
-    if plan.checkpointing:
-        kwargs = {"use_reentrant": False, "context_fn": checkpoint_contexts}
-        module.activation_checkpointing_enable(kwargs)
-
-
-def _reward(plan: Plan, device: torch.device, attention: str, policy: Any) -> Scorer | None:
-    """The reward model: frozen, in the compute type or quantized."""
-    if plan.reward_model == "adapter":
-        add_adapter(plan, policy, "reward")
-        return _frozen(Scorer(policy.base_model, _head(plan.model, plan.compute_dtype, device)))
-    model = plan.reward_architecture
-    if model is None:
-        return None
-    backbone = _backbone(model, plan.compute_dtype, device, attention)
-    if plan.reward_precision in ("int8", "nf4"):
-        quantize(backbone, plan.reward_precision, DTYPES[plan.compute_dtype])
-    return _frozen(Scorer(backbone, _head(model, plan.compute_dtype, device)))
-
-
-def _critic(plan: Plan, device: torch.device, attention: str, policy: Any) -> Scorer:
-    """The critic: it trains as critic_tuning says, its head always."""
-    if plan.critic == "adapter":
-        add_adapter(plan, policy, "critic")
-        return Scorer(policy.base_model, _head(plan.model, plan.weight_dtype, device))
-    model = plan.critic_architecture
-    assert model is not None
-    backbone = _backbone(model, plan.weight_dtype, device, attention)
-    _prepare_training(plan, backbone, plan.critic_tuning, "critic")
-    return Scorer(backbone, _head(model, plan.weight_dtype, device))
-
-
-def _critic_training(plan: Plan, critic: Scorer) -> Trained:
-    own = plan.critic_tuning == "full"
-    backbone = _trained(critic.backbone) if own else adapter_parameters(critic.backbone, "critic")
-    parameters = [*backbone, critic.head.weight]
-    return Trained(parameters, optimizer_for(plan, parameters))
-
-
-def _head(model: Model, dtype: str, device: torch.device) -> nn.Linear:
-    return nn.Linear(model.embedding_width, 1, bias=False, device=device, dtype=DTYPES[dtype])
+    def frozen(self, module: Any, role: str) -> Any:
+        """Not trained, and in RAM for as long as it is not needed if the plan says so."""
+        module.requires_grad_(False).eval()
+        if role in self.plan.offload:
+            to_ram(module)
+        return module
 
 
 @torch.no_grad()
@@ -219,10 +246,6 @@ def _copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Give `target` the weights of a module of the same shape."""
     for theirs, ours in zip(source.parameters(), target.parameters(), strict=True):
         ours.copy_(theirs)
-
-
-def _frozen(module: Any) -> Any:
-    return module.requires_grad_(False).eval()
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

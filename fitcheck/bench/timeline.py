@@ -3,101 +3,35 @@
     drawn = samples(events, roles, Allocator(limit_bytes), marks)
     svg = timeline_svg(drawn, limit_bytes=limit_bytes, marks=marks, title="PPO, Llama-3.2-1B")
 
-The picture has a few hundred columns and a trace up to a million events: a column shows the moment
-of its events at which most memory was held, so no peak is lost. It needs nothing from outside.
+Both forms, an SVG and a page around it, are self-contained: no script, font or style from outside.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import accumulate, pairwise
-from math import sqrt
-from typing import NamedTuple
+from itertools import groupby, pairwise
 
-from fitcheck.bench.allocator import Allocator, OutOfMemory
+from fitcheck.bench.samples import Sample, column_starts, fullest
 
-COLUMNS = 480
-MIN_COLUMNS = 12  # of a phase, however few its events
-WIDTH, LEFT, RIGHT, TOP, HEIGHT = 1000, 64, 896, 86, 300  # px; the plot from LEFT to RIGHT
+WIDTH, LEFT, RIGHT, TOP, HEIGHT = 1000, 64, 888, 92, 300  # px; the plot from LEFT to RIGHT
 BOTTOM = TOP + HEIGHT
-LABEL_ROWS = 3
-CHAR = 6.3  # px, the width of an average character at font size 11
+LABEL_ROWS = 3  # phase names above the plot
+ROW = 15  # px
+CHAR = 6.2  # px, a character of the font at 11 px, on average
 MIB, GIB = 1024**2, 1024**3
 
-# Okabe and Ito's palette for colour-blind readers, lightened; then greys.
-COLOURS = "#5fa8d3 #f0b44c #57b894 #e0875a #d896bd #f2e37e #4d7fb0 #a8a29e #78716c #d6d3d1".split()
-INK, GRID, ALARM = "#1c1917", "#e7e5e4", "#c2261b"
-
-
-class Sample(NamedTuple):
-    """What is held after the event `index`: bytes by role, and bytes reserved (0: not known)."""
-
-    index: int
-    roles: Mapping[str, int]
-    reserved: int = 0
-
-
-def samples(
-    events: Sequence[tuple[int, int]],
-    roles: Mapping[int, str],
-    allocator: Allocator,
-    marks: Sequence[tuple[int, str]] = (),
-) -> list[Sample]:
-    """Replay `events` through `allocator`: the fullest moment of each column of the picture.
-
-    `roles` names the role of each allocation id, "other" where it does not; bytes are those of
-    blocks, as `torch.cuda.memory_allocated` counts them. Ends where memory runs out.
-    """
-    starts = _column_starts(len(events), marks)
-    held: dict[str, int] = {}
-    live: dict[int, tuple[int, int]] = {}  # id -> (block, its bytes)
-    drawn: list[Sample] = []
-    column, most, reserved = -1, -1, 0
-    try:
-        for index, (size, name) in enumerate(events):
-            if column + 1 < len(starts) and index >= starts[column + 1]:
-                column = bisect_right(starts, index) - 1
-                most, reserved = -1, 0
-            if size > 0:
-                before = allocator.allocated
-                block = allocator.malloc(size)
-                live[name] = block, allocator.allocated - before
-                role = roles.get(name, "other")
-                held[role] = held.get(role, 0) + live[name][1]
-            elif size == 0:
-                block, taken = live.pop(name)
-                allocator.free(block)
-                held[roles.get(name, "other")] -= taken
-            else:
-                allocator.empty_cache()
-            reserved = max(reserved, allocator.reserved)
-            if allocator.allocated > most:
-                if most >= 0:
-                    drawn.pop()
-                most = allocator.allocated
-                drawn.append(Sample(index, dict(held), reserved))
-            elif reserved > drawn[-1].reserved:
-                drawn[-1] = drawn[-1]._replace(reserved=reserved)
-    except OutOfMemory:
-        pass  # what is drawn ends here
-    return drawn
-
-
-def _column_starts(length: int, marks: Sequence[tuple[int, str]]) -> list[int]:
-    """The first event of each column. A phase's width grows with the square root of its events."""
-    bounds = sorted({0, length, *(index for index, _ in marks if 0 < index < length)})
-    weight = [sqrt(end - begin) for begin, end in pairwise(bounds)]
-    starts: list[int] = []
-    for (begin, end), share in zip(pairwise(bounds), weight, strict=True):
-        count = max(MIN_COLUMNS, round(COLUMNS * share / sum(weight)))
-        starts += [begin + (end - begin) * i // count for i in range(count)]
-    return starts
+# The first seven after Okabe and Ito's palette for colour-blind readers, a little lighter.
+COLOURS = (
+    *("#6db1dc", "#efb54f", "#5cb893", "#de8658", "#d79cbf", "#efe07a", "#4f7cab"),
+    *("#9b8ac4", "#8fb04e", "#c9ae8a", "#a8a29e"),
+)
+INK, FAINT, GRID, ALARM = "#1c1917", "#6b6560", "#e7e5e4", "#c2261b"
 
 
 def timeline_svg(
-    samples: Sequence[Sample] | Sequence[tuple[int, Mapping[str, int]]],
+    samples: Sequence[tuple[int, Mapping[str, int]] | Sample],
     *,
     limit_bytes: int | None = None,
     marks: Sequence[tuple[int, str]] = (),
@@ -106,37 +40,38 @@ def timeline_svg(
     oom: int | None = None,
     tooltips: bool = False,
 ) -> str:
-    """The timeline as one SVG element, self-contained.
+    """The timeline as one SVG element.
 
-    `samples` are in the order of their index, any number of them; `marks` are (event index, phase
-    name); `length` is the number of events where the last sample does not tell; `oom` is the
-    event at which memory ran out.
+    `samples` are (event index, bytes by role) or `Sample`s, in the order of their index, any
+    number; `marks` are (event index, phase name); `length` is the number of events, where the last
+    sample does not tell; `oom` is the event at which memory ran out.
     """
-    chart = _Chart([Sample(*sample) for sample in samples], marks, length, limit_bytes)
+    chart = _Chart(samples, marks, length, limit_bytes)
     parts = [
-        f'<text x="{LEFT}" y="24" font-size="16" font-weight="600">{escape(title)}</text>',
-        chart.grid(),
-        chart.areas(),
-        chart.reserved_line(),
-        chart.phases(),
-        chart.limit_line(),
-        chart.peak_label(),
-        chart.end_label(oom),
+        _text(LEFT, 24, title, 'font-size="16" font-weight="600"'),
+        *chart.grid(),
+        *chart.areas(),
+        *chart.reserved_line(),
+        *chart.phases(),
+        *chart.limit_line(),
+        *chart.peak_label(),
+        *chart.oom_line(oom),
+        *chart.legend(),
+        *(chart.tooltips() if tooltips else ()),
     ]
-    legend, height = chart.legend()
-    parts.append(legend)
-    if tooltips:
-        parts.append(chart.tooltips())
+    height = chart.legend_bottom
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" role="img" aria-label="{escape(title)}" '
-        f'font-family="system-ui, Helvetica, Arial, sans-serif" font-size="11" fill="{INK}">'
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>' + "".join(parts) + "</svg>"
+        f'font-family="Helvetica, Arial, sans-serif" font-size="11" fill="{INK}">\n'
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
     )
 
 
 def timeline_html(
-    samples: Sequence[Sample] | Sequence[tuple[int, Mapping[str, int]]],
+    samples: Sequence[tuple[int, Mapping[str, int]] | Sample],
     *,
     limit_bytes: int | None = None,
     marks: Sequence[tuple[int, str]] = (),
@@ -144,7 +79,7 @@ def timeline_html(
     length: int | None = None,
     oom: int | None = None,
 ) -> str:
-    """The timeline as a page of its own, with the peak of each phase; point at it for details."""
+    """The timeline as a page of its own: details under the pointer, and the peak of each phase."""
     svg = timeline_svg(
         samples,
         limit_bytes=limit_bytes,
@@ -154,22 +89,23 @@ def timeline_html(
         oom=oom,
         tooltips=True,
     )
-    chart = _Chart([Sample(*sample) for sample in samples], marks, length, limit_bytes)
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{_bytes(allocated)}</td><td>{_bytes(reserved)}</td></tr>"
-        for name, allocated, reserved in chart.phase_peaks()
+        f"<tr><td>{escape(name)}</td><td>{_bytes(held)}</td><td>{_bytes(reserved)}</td></tr>\n"
+        for name, held, reserved in _Chart(samples, marks, length, limit_bytes).phase_peaks()
     )
     style = (
-        f"body{{font:15px system-ui,sans-serif;color:{INK};background:#fff;margin:24px auto;"
-        f"max-width:{WIDTH}px}}svg{{max-width:100%;height:auto}}table{{border-collapse:collapse}}"
-        f"td,th{{padding:3px 18px 3px 0;text-align:right;border-bottom:1px solid {GRID}}}"
-        "td:first-child,th:first-child{text-align:left}"
+        f"body{{font:15px Helvetica,Arial,sans-serif;color:{INK};background:#fff;"
+        f"max-width:{WIDTH}px;margin:24px auto}}svg{{max-width:100%;height:auto}}"
+        f"table{{border-collapse:collapse;margin:8px {LEFT}px}}"
+        f"td,th{{padding:4px 24px 4px 0;text-align:right;border-bottom:1px solid {GRID}}}"
+        "td:first-child,th:first-child{text-align:left}rect.hover:hover{fill-opacity:.08}"
     )
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title or 'Memory timeline')}</title><style>{style}</style></head><body>"
-        f"{svg}<table><tr><th>phase</th><th>peak allocated</th><th>peak reserved</th></tr>"
-        f"{rows}</table></body></html>\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title or 'Memory timeline')}</title><style>{style}</style></head>\n"
+        f"<body>\n{svg}"
+        "<table><tr><th>phase</th><th>peak allocated</th><th>peak reserved</th></tr>\n"
+        f"{rows}</table>\n</body></html>\n"
     )
 
 
@@ -178,41 +114,235 @@ class _Chart:
 
     def __init__(
         self,
-        samples: list[Sample],
+        samples: Sequence[tuple[int, Mapping[str, int]] | Sample],
         marks: Sequence[tuple[int, str]],
         length: int | None,
         limit: int | None,
     ) -> None:
-        self.length = length or (samples[-1].index + 1 if samples else 1)
-        self.marks = [mark for mark in marks if mark[0] < self.length]
-        self.limit = limit
-        self.starts = _column_starts(self.length, self.marks)
-        self.columns = self._fullest(samples)
-        self.totals = [sum(sample.roles.values()) for sample in self.columns]
+        ordered = [Sample(*sample) for sample in samples] or [Sample(0, {})]
+        self.length = length or ordered[-1].event + 1
+        self.marks = [(index, name) for index, name in marks if index < self.length]
+        self.starts = column_starts(self.length, self.marks)
+        self.columns = fullest(ordered, self.starts, self.length)
+        self.totals = [sample.total for sample in self.columns]
         self.reserved = [sample.reserved for sample in self.columns]
-        self.peak = max(range(len(self.columns)), key=self.totals.__getitem__, default=0)
+        self.peak = self.totals.index(max(self.totals))
         self.roles = self._stacking_order()
-        highest = max([*self.totals, *self.reserved, 1])
-        # A limit far above would flatten the picture: it is then said, not drawn.
-        self.draws_limit = limit is not None and limit <= 3 * highest
-        self.top = 1.08 * max(highest, limit if limit and self.draws_limit else 0)
+        self.limit = limit
+        highest = max(*self.totals, *self.reserved, 1)
+        # A limit far above would flatten the picture: it is told, not drawn.
+        self.limit_is_drawn = limit is not None and limit <= 3 * highest
+        self.top = 1.06 * max(highest, limit if limit and self.limit_is_drawn else 0)
+        self.legend_bottom = BOTTOM
 
-    def _fullest(self, samples: list[Sample]) -> list[Sample]:
-        """The fullest sample of every column; of the last one before it where it has none."""
-        columns: list[Sample] = []
-        place = 0
-        last = Sample(0, {})
-        for i, start in enumerate(self.starts):
-            end = self.starts[i + 1] if i + 1 < len(self.starts) else self.length
-            inside = []
-            while place < len(samples) and samples[place].index < end:
-                inside.append(samples[place])
-                place += 1
-            if inside:
-                fullest = max(inside, key=lambda sample: sum(sample.roles.values()))
-                most = max(sample.reserved for sample in inside)
-                columns.append(fullest._replace(reserved=most))
-                last = inside[-1]
-            else:
-                columns.append(last._replace(index=start))
-        return columns
+    def _stacking_order(self) -> list[str]:
+        """What comes once and stays at the bottom, first come first; what comes and goes on top."""
+        restless = {}
+        for role in {role: None for sample in self.columns for role in sample.roles}:
+            held = [sample.roles.get(role, 0) for sample in self.columns]
+            if most := max(held):
+                change = sum(abs(after - before) for before, after in pairwise(held))
+                first = next(i for i, size in enumerate(held) if size)
+                restless[role] = (round(change / most), first)
+        return sorted(restless, key=restless.__getitem__)
+
+    def x(self, column: int) -> float:
+        return LEFT + (RIGHT - LEFT) * column / len(self.columns)
+
+    def y(self, size: float) -> float:
+        return BOTTOM - HEIGHT * size / self.top
+
+    def column_of(self, index: int) -> int:
+        return bisect_left(self.starts, index)
+
+    def grid(self) -> list[str]:
+        step = _step(self.top)
+        lines = []
+        for i in range(int(self.top / step) + 1):
+            y = self.y(i * step)
+            lines.append(f'<path d="M{LEFT} {y:.1f}H{RIGHT}" stroke="{GRID}"/>')
+            label = f"{i * step / (GIB if step >= GIB / 4 else MIB):g}"
+            lines.append(_text(LEFT - 8, y + 4, label, f'text-anchor="end" fill="{FAINT}"'))
+        unit = "GiB" if step >= GIB / 4 else "MiB"
+        lines.append(_text(LEFT - 8, TOP - 10, unit, f'text-anchor="end" fill="{FAINT}"'))
+        return lines
+
+    def areas(self) -> list[str]:
+        base = [0] * len(self.columns)
+        paths = []
+        for role, colour in self.colours():
+            edge = [low + s.roles.get(role, 0) for low, s in zip(base, self.columns, strict=True)]
+            outline = self._steps(edge, "M") + self._steps(base, "L", backwards=True)
+            paths.append(
+                f'<path d="{outline}Z" fill="{colour}"><title>{escape(role)}</title></path>'
+            )
+            base = edge
+        return paths
+
+    def colours(self) -> list[tuple[str, str]]:
+        return [(role, COLOURS[i % len(COLOURS)]) for i, role in enumerate(self.roles)]
+
+    def _steps(self, sizes: Sequence[int], start: str, backwards: bool = False) -> str:
+        """A staircase through the columns, from left to right or back; equal steps in one."""
+        runs = []
+        column = 0
+        for size, run in groupby(sizes):
+            width = len(list(run))
+            runs.append((self.x(column), self.x(column + width), self.y(size)))
+            column += width
+        if backwards:
+            runs = [(right, left, y) for left, right, y in reversed(runs)]
+        begin = f"{start}{runs[0][0]:.1f} {runs[0][2]:.1f}"
+        return begin + "".join(f"V{y:.1f}H{to:.1f}" for _, to, y in runs)
+
+    def reserved_line(self) -> list[str]:
+        if not any(self.reserved):
+            return []
+        path = self._steps(self.reserved, "M")
+        return [f'<path d="{path}" fill="none" stroke="{INK}" stroke-width="1.2"/>']
+
+    def phases(self) -> list[str]:
+        """A line where each phase begins, and its name above if one of three rows has room."""
+        lines: list[str] = []
+        names: list[str] = []
+        ends = [0.0] * LABEL_ROWS
+        for index, name in self.marks:
+            x = self.x(self.column_of(index))
+            row = next((row for row, end in enumerate(ends) if end <= x), None)
+            top = TOP if row is None else TOP - 2 - ROW * (row + 1)
+            lines.append(f'<path d="M{x:.1f} {top}V{BOTTOM}" stroke="{FAINT}" stroke-width=".7"/>')
+            if row is not None:
+                room = min(int((WIDTH - x - 8) / CHAR), 30)
+                short = name if len(name) <= room else name[: room - 1] + "…"
+                ends[row] = x + CHAR * len(short) + 10
+                names += _haloed(x + 4, TOP - 6 - ROW * row, short)
+        return lines + names
+
+    def limit_line(self) -> list[str]:
+        if self.limit is None or not self.limit_is_drawn:
+            return []
+        y = self.y(self.limit)
+        return [
+            f'<path d="M{LEFT} {y:.1f}H{RIGHT + 6}" stroke="{ALARM}" stroke-width="1.5" '
+            'stroke-dasharray="6 3"/>',
+            _text(RIGHT + 10, y - 1, "limit", f'fill="{ALARM}" font-weight="600"'),
+            _text(RIGHT + 10, y + 12, _bytes(self.limit), f'fill="{ALARM}" font-weight="600"'),
+        ]
+
+    def peak_label(self) -> list[str]:
+        size = self.totals[self.peak]
+        x = (self.x(self.peak) + self.x(self.peak + 1)) / 2
+        y = self.y(size)
+        label = f"peak {_bytes(size)}"
+        place = _beside(x) + ' font-weight="600"'
+        return [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{INK}" stroke="#ffffff"/>',
+            *_haloed(_aside(x), y - 5, label, place),
+        ]
+
+    def oom_line(self, oom: int | None) -> list[str]:
+        if oom is None:
+            return []
+        x = self.x(self.column_of(min(oom, self.length)))
+        label = f'{_beside(x)} fill="{ALARM}" font-weight="600"'
+        return [
+            f'<path d="M{x:.1f} {TOP}V{BOTTOM}" stroke="{ALARM}" stroke-width="2"/>',
+            _text(_aside(x), TOP + 12, "out of memory", label),
+        ]
+
+    def legend(self) -> list[str]:
+        """Below the plot: what each colour is, with its bytes at the peak."""
+        at_peak = self.columns[self.peak].roles
+        box = '<rect x="{x}" y="{y}" width="11" height="11" fill="{colour}"/>'
+        dash = '<path d="M{x} {middle}h11" stroke="{colour}" stroke-width="2"/>'
+        entries = [
+            (box, colour, f"{role} {_bytes(at_peak.get(role, 0))}")
+            for role, colour in reversed(self.colours())  # as stacked, from the top
+        ]
+        if any(self.reserved):
+            entries.append((dash, INK, f"reserved, at most {_bytes(max(self.reserved))}"))
+        if self.limit is not None and not self.limit_is_drawn:
+            entries.append((dash, ALARM, f"limit {_bytes(self.limit)}, off the scale"))
+        left = LEFT + 70.0
+        x, y = left, BOTTOM + 30
+        caption = "events in order"
+        if self.marks:
+            caption += ", the width of a phase as the square root of their number"
+        parts = [
+            _text(LEFT, BOTTOM + 16, caption, f'fill="{FAINT}"'),
+            _text(LEFT, BOTTOM + 40, "at the peak", f'fill="{FAINT}"'),
+        ]
+        for shape, colour, label in entries:
+            width = 16 + CHAR * len(label) + 18
+            if x + width > WIDTH:
+                x, y = left, y + ROW + 4
+            parts.append(shape.format(x=round(x, 1), y=y, middle=y + 5.5, colour=colour))
+            parts.append(_text(x + 16, y + 10, label))
+            x += width
+        self.legend_bottom = y + ROW + 12
+        return parts
+
+    def tooltips(self) -> list[str]:
+        """An invisible bar over every column that tells what it holds."""
+        bars = []
+        for i, sample in enumerate(self.columns):
+            left, right = self.x(i), self.x(i + 1)
+            lines = [f"event {sample.event}, {self._phase_at(sample.event)}"]
+            lines += [
+                f"{r}: {_bytes(size)}" for r in self.roles if (size := sample.roles.get(r, 0))
+            ]
+            lines.append(f"together: {_bytes(sample.total)}")
+            if sample.reserved:
+                lines.append(f"reserved: {_bytes(sample.reserved)}")
+            bars.append(
+                f'<rect class="hover" x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" '
+                f'height="{HEIGHT}" fill-opacity="0"><title>{escape(chr(10).join(lines))}</title>'
+                "</rect>"
+            )
+        return bars
+
+    def _phase_at(self, index: int) -> str:
+        place = bisect_right([begin for begin, _ in self.marks], index)
+        return self.marks[place - 1][1] if place else "before the first phase"
+
+    def phase_peaks(self) -> list[tuple[str, int, int]]:
+        """(phase, peak allocated, peak reserved) of every phase drawn."""
+        peaks = []
+        bounds = [self.column_of(index) for index, _ in self.marks] + [len(self.columns)]
+        for (begin, end), (_, name) in zip(pairwise(bounds), self.marks, strict=True):
+            inside = slice(begin, max(end, begin + 1))
+            peaks.append((name, max(self.totals[inside]), max(self.reserved[inside])))
+        return peaks
+
+
+def _aside(x: float) -> float:
+    """Where a label at x begins, or ends in the right half of the picture."""
+    return x + 8 if x < (LEFT + RIGHT) / 2 else x - 8
+
+
+def _beside(x: float) -> str:
+    return 'text-anchor="start"' if _aside(x) > x else 'text-anchor="end"'
+
+
+def _text(x: float, y: float, text: str, attributes: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {attributes}>{escape(text)}</text>'
+
+
+def _haloed(x: float, y: float, text: str, attributes: str = "") -> list[str]:
+    """Text that stays legible on lines and areas."""
+    halo = f'{attributes} stroke="#ffffff" stroke-width="3" aria-hidden="true"'
+    return [_text(x, y, text, halo), _text(x, y, text, attributes)]
+
+
+def _bytes(size: int) -> str:
+    if not size:
+        return "0"
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
+
+
+def _step(top: float) -> float:
+    """A round distance between grid lines, for 4 to 8 of them."""
+    step = float(MIB)
+    while top / step > 8:
+        step *= 2
+    return step

@@ -239,9 +239,8 @@ def _add(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
     them (InputBuffer::accumulate), but not while a dispatch mode is active: done here instead.
     """
     if not kwargs and sys._getframe(2).f_code.co_name == "_engine_run_backward":
-        for tensor in args:
-            if isinstance(tensor, Tensor) and tensor.is_meta and _unshared(tensor):
-                return tensor
+        if _unshared(args[0]):
+            return args[0]
     out = func(*args, **kwargs)
     tracer.register(out, func)
     return out

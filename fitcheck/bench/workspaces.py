@@ -116,14 +116,33 @@ def embedding_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any)
     return each, each, each, 8 * distinct, 8 * distinct, 8 * partial, 4 * partial * gradient.shape[-1]
 
 
+def safe_softmax(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """Which scores are minus infinity, and which rows all are: SoftMax.cpp."""
+    scores = args[0].numel()
+    return scores, scores // args[0].shape[-1], args[0].element_size()
+
+
+def softmax_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """gradient x output: SoftMax.cu."""
+    return (args[0].nbytes,)
+
+
 def scan(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
     """The input in the result's type: ScanKernels.cpp."""
-    return () if args[0].dtype == out.dtype else (out.nbytes,)
+    cast = () if args[0].dtype == out.dtype else (out.nbytes,)
+    one_row = out.numel() == out.shape[args[1]]
+    return (*cast, 1279) if one_row else cast  # CUB's own
 
 
 def multinomial(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
-    """Exponential noise of the size of the probabilities: Distributions.cpp."""
-    return (args[0].nbytes,)
+    """Checks, exponential noise of the size of the probabilities, an argmax: Distributions.cpp."""
+    rows = args[0]
+    return 4, 4, 1, 1, rows.nbytes, *argmax(card, (rows, -1), kwargs, out)
+
+
+def argmax(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """As `reduction`, with a value and an index for each partial result."""
+    return _reduce(card, args[0], args[1] if len(args) > 1 else None, 16)
 
 
 def foreach_norm(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
@@ -135,22 +154,23 @@ def foreach_norm(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Si
 
 def reduction(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
     """Partial results of blocks, where the rows of one output are shared out: Reduce.cuh."""
-    source = args[0]
     dims = args[1] if len(args) > 1 and not isinstance(args[1], torch.dtype) else None
-    if source.numel() < 65536 or not isinstance(out, Tensor):
-        return ()
-    every = range(source.dim())
-    wanted = [dims] if isinstance(dims, int) else dims
-    reduced = tuple(sorted(d % source.dim() for d in wanted)) if wanted else tuple(every)
-    size = source.element_size()
-    return _reduction(tuple(source.shape), source.stride(), reduced, size, card.sms, card.threads_per_sm)
+    return _reduce(card, args[0], dims, 4 if args[0].is_floating_point() else 8)
+
+
+def _reduce(card: Card, source: Tensor, dims: Any, result: int) -> Sizes:
+    """`result`: bytes of one partial result."""
+    wanted = [dims] if isinstance(dims, int) else dims or range(source.dim())
+    reduced = tuple(sorted(d % source.dim() for d in wanted)) if source.dim() else ()
+    shape, strides = tuple(source.shape), source.stride()
+    return _reduction(shape, strides, reduced, result, card.sms, card.threads_per_sm)
 
 
 @lru_cache(maxsize=4096)
 def _reduction(
-    shape: Sizes, strides: Sizes, reduced: Sizes, size: int, sms: int, threads_per_sm: int
+    shape: Sizes, strides: Sizes, reduced: Sizes, result: int, sms: int, threads_per_sm: int
 ) -> Sizes:
-    """setReduceConfig and global_memory_size of Reduce.cuh, accumulating in 4 bytes."""
+    """setReduceConfig and global_memory_size of Reduce.cuh."""
     dims = _coalesced(shape, strides, reduced)
     outputs = inputs = 1
     for length, _, gone in dims:
@@ -196,7 +216,7 @@ def _reduction(
     blocks = max(min(_parts(target, grid), _parts(per_thread, 16)), _parts(per_thread, 256))
     if blocks == 1:
         return ()
-    return 4 * outputs * blocks * (1 if along else width * vector), 4 * grid
+    return result * outputs * blocks * (1 if along else width * vector), 4 * grid
 
 
 def _coalesced(shape: Sizes, strides: Sizes, reduced: Sizes) -> list[tuple[int, int, bool]]:
@@ -248,6 +268,9 @@ OF: dict[Any, Callable[[Card, tuple[Any, ...], Any, Any], Sizes]] = {
     aten._scaled_dot_product_efficient_attention.default: efficient_forward,
     aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
     aten.embedding_dense_backward.default: embedding_backward,
+    aten._safe_softmax.default: safe_softmax,
+    aten._softmax_backward_data.default: softmax_backward,
+    aten.argmax.default: argmax,
     aten.cumsum.default: scan,
     aten.multinomial.default: multinomial,
     aten._foreach_norm.Scalar: foreach_norm,

@@ -15,13 +15,15 @@ from torch import Tensor
 from fitcheck.bench.recorder import Recorder
 from fitcheck.bench.roles import Roles
 from fitcheck.bench.steps.dpo import dpo
+from fitcheck.bench.steps.grpo import grpo
 from fitcheck.bench.steps.ppo import ppo
+from fitcheck.bench.steps.reward import reward
 from fitcheck.bench.steps.sft import sft
 from fitcheck.plan import Plan
 
 Step = Callable[[Plan, Roles, Recorder], dict[str, Tensor]]
 
-STEPS: dict[str, Step] = {"ppo": ppo, "sft": sft, "dpo": dpo}
+STEPS: dict[str, Step] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "grpo": grpo}
 
 
 def run_step(plan: Plan, roles: Roles, recorder: Recorder | None = None) -> dict[str, Tensor]:

@@ -20,15 +20,14 @@ class Batch:
     mask: Tensor | None = None
     packed: bool = False  # in one row, told apart by their positions
 
-    def rows(self, start: int, stop: int) -> Batch:
+    def rows(self, part: slice) -> Batch:
         """Some of the rows."""
-        return Batch(
-            self.ids[start:stop], None if self.mask is None else self.mask[start:stop], self.packed
-        )
+        return Batch(self.ids[part], None if self.mask is None else self.mask[part], self.packed)
 
-    def micro_batches(self, size: int) -> list[Batch]:
-        """All rows, `size` at a time."""
-        return [self.rows(i, i + size) for i in range(0, len(self.ids), size)]
+    def repeated(self, times: int) -> Batch:
+        """Each row that many times in a row."""
+        mask = None if self.mask is None else self.mask.repeat_interleave(times, 0)
+        return Batch(self.ids.repeat_interleave(times, 0), mask, self.packed)
 
     def extended(self, ids: Tensor) -> Batch:
         """With these tokens behind those of each row."""
@@ -78,3 +77,8 @@ def positions(mask: Tensor) -> Tensor:
 def takes_positions(model: nn.Module) -> bool:
     """Whether the model is told positions (BLOOM and MPT see the padding mask alone)."""
     return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def slices(start: int, stop: int, size: int) -> list[slice]:
+    """Consecutive slices of that size."""
+    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fitcheck.bench.recorder import Recorder
 from fitcheck.bench.roles import Roles
-from fitcheck.bench.steps.batches import Batch, random_batch
-from fitcheck.bench.steps.losses import preference_loss, token_logprobs
+from fitcheck.bench.steps.batches import Batch, random_batch, slices
+from fitcheck.bench.steps.logprobs import token_logprobs
+from fitcheck.bench.steps.losses import preference_loss
 from fitcheck.plan import Plan
 
 
@@ -18,31 +19,40 @@ def dpo(plan: Plan, roles: Roles, recorder: Recorder) -> dict[str, Tensor]:
     The reference's forward pass stands on top of the policy's graph.
     """
     pairs = random_batch(plan, 2 * plan.batch, plan.sequence, roles.device)
-    known = torch.zeros(2 * plan.batch, device=roles.device)  # of a precomputed reference
-    micro_batches = pairs.micro_batches(2 * plan.micro_batch)
-    for micro in micro_batches:
-        roles.policy.train()
+    figures: dict[str, Tensor] = {}
+    micro_batches = slices(0, 2 * plan.batch, 2 * plan.micro_batch)
+    for rows in recorder.repeat(micro_batches):
         with roles.autocast():
-            logprobs = token_logprobs(
-                roles.policy, micro, 1, plan.loss, lambda name: recorder.phase(f"update.{name}")
-            ).sum(1)
-            reference = known[: len(micro.ids)]
-            if plan.reference != "precomputed":
-                with recorder.phase("score.reference"):
-                    reference = _reference_logprobs(plan, roles, micro)
-            with recorder.phase("update.loss"):
-                loss = preference_loss(logprobs, reference)
+            loss = _pair_loss(plan, roles, pairs.rows(rows), recorder)
+            figures = {"loss": loss.detach()}
         with recorder.phase("update.backward"):
             (loss / len(micro_batches)).backward()
+        del loss
     with recorder.phase("update.step"):
-        norm = roles.policy_training.step()
-    return {"loss": loss.detach(), "gradient_norm": norm}
+        return figures | {"gradient_norm": roles.policy_training.step()}
+
+
+def _pair_loss(plan: Plan, roles: Roles, pairs: Batch, recorder: Recorder) -> Tensor:
+    """The loss of a micro-batch: the chosen answers in its first half, the rejected after them."""
+    policy = roles.policy.train()
+    logprobs = token_logprobs(
+        policy, pairs, 1, plan.loss, lambda name: recorder.phase(f"update.{name}")
+    ).sum(1)
+    if plan.reference == "precomputed":
+        reference = torch.zeros_like(logprobs)  # read from the data set
+    else:
+        with recorder.phase("score.reference"):
+            reference = _reference_logprobs(plan, roles, pairs, recorder)
+    with recorder.phase("update.loss"):
+        return preference_loss(logprobs, reference)
 
 
 @torch.no_grad()
-def _reference_logprobs(plan: Plan, roles: Roles, pairs: Batch) -> Tensor:
-    """Sums over each sequence; all of the micro-batch at once, or `score_batch` pairs at a time."""
+def _reference_logprobs(plan: Plan, roles: Roles, pairs: Batch, recorder: Recorder) -> Tensor:
+    """Sums over each sequence [rows], `score_batch` pairs at a time."""
+    sums = torch.empty(len(pairs.ids), device=roles.device)
     with roles.acting("reference"):
         model = (roles.reference or roles.policy).eval()
-        chunks = pairs.micro_batches(2 * plan.score_batch)
-        return torch.cat([token_logprobs(model, c, 1, plan.loss).sum(1) for c in chunks])
+        for rows in recorder.repeat(slices(0, len(pairs.ids), 2 * plan.score_batch)):
+            sums[rows] = token_logprobs(model, pairs.rows(rows), 1, plan.loss).sum(1)
+    return sums

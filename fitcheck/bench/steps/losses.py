@@ -1,39 +1,10 @@
-"""Log-probabilities of tokens in the three ways a trainer makes logits, and the losses."""
+"""The arithmetic of the methods, on [rows, tokens] tensors of log-probabilities and rewards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from fitcheck.bench.steps.batches import Batch, inputs
-
-Phases = Callable[[str], AbstractContextManager[Any]]  # "forward" or "loss" -> a recorder's phase
-
-
-def no_phases(name: str) -> AbstractContextManager[Any]:
-    """For a caller that has opened its one phase itself."""
-    return nullcontext()
-
-
-def token_logprobs(
-    model: nn.Module, batch: Batch, first: int, loss: str, phase: Phases = no_phases
-) -> Tensor:
-    """Log-probabilities [rows, tokens - first] of the tokens from position `first` on, in fp32.
-
-    loss="full" makes the logits of every position, as `model(ids).logits` does.
-    """
-    ids = batch.ids[:, first:]
-    with phase("forward"):
-        logits = model(**inputs(model, batch)).logits
-    with phase("loss"):
-        logits = logits.view(*batch.ids.shape, -1)[:, first - 1 : -1].float()
-        flat = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none")
-        return -flat.view(ids.shape)
+from torch import Tensor
 
 
 def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float = 0.2) -> Tensor:
@@ -86,8 +57,33 @@ def preference_loss(policy: Tensor, reference: Tensor, beta: float = 0.1) -> Ten
     return -F.logsigmoid(beta * (chosen - rejected)).mean()
 
 
-def causal_lm_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Mean cross-entropy of the next token, with the copies of transformers' ForCausalLMLoss."""
+def ranking_loss(scores: Tensor) -> Tensor:
+    """Bradley-Terry: -log sigmoid of chosen minus rejected (arXiv 2203.02155, equation 1).
+
+    Scores [2 x pairs]: of the chosen sequences, then of the rejected ones.
+    """
+    chosen, rejected = scores.chunk(2)
+    return -F.logsigmoid(chosen - rejected).mean()
+
+
+def group_advantages(rewards: Tensor, group: int) -> Tensor:
+    """GRPO's advantage of each completion [rows]: its reward, normalized within its group
+
+    (arXiv 2402.03300, section 4.1.2; the 1e-4 is TRL's).
+    """
+    groups = rewards.view(-1, group)
+    centered = groups - groups.mean(1, keepdim=True)
+    return (centered / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def causal_lm_loss(logits: Tensor, ids: Tensor, recipe: str) -> Tensor:
+    """Mean cross-entropy of the next token, with the copies of transformers' ForCausalLMLoss.
+
+    Up to version 4.48 it shifted the logits, which copies them; since then, the labels.
+    """
     logits = logits.float()
+    if recipe == "hf-4.48":
+        logits = logits[:, :-1].contiguous()
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), ids[:, 1:].flatten())
     shifted = F.pad(ids, (0, 1), value=-100)[:, 1:].contiguous()
     return F.cross_entropy(logits.view(-1, logits.shape[-1]), shifted.view(-1))

@@ -1,13 +1,14 @@
 """Proximal policy optimization from a reward model, as InstructGPT does it (arXiv 2203.02155).
 
 A rollout, four models' scores of it, advantages, then epochs of minibatch updates: of the policy,
-then of the critic, one after the other.
+then of the critic, one after the other; or of both at once where they share their weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,24 +16,35 @@ from torch import Tensor
 
 from fitcheck.bench.recorder import Recorder
 from fitcheck.bench.roles import Roles
-from fitcheck.bench.steps.batches import Batch, inputs, random_batch
-from fitcheck.bench.steps.generate import generate
+from fitcheck.bench.steps.batches import Batch, random_batch, slices
+from fitcheck.bench.steps.logprobs import token_logprobs, token_logprobs_and_values
 from fitcheck.bench.steps.losses import (
     advantages_and_returns,
     kl_estimate,
     policy_loss,
-    token_logprobs,
     value_loss,
     whitened,
 )
+from fitcheck.bench.steps.scoring import (
+    emptied,
+    rollout,
+    score_policy,
+    score_reference,
+    score_reward,
+    scored,
+    values_of,
+)
+from fitcheck.bench.steps.sft import next_token_loss
 from fitcheck.plan import Plan
 
 KL_COEFFICIENT = 0.05  # TRL's kl_coef
+VALUE_COEFFICIENT = 0.1  # TRL's vf_coef, where policy and critic share one loss
+PTX_COEFFICIENT = 27.8  # InstructGPT's, appendix C.4
 
 
 @dataclass(slots=True)
 class Experience:
-    """A rollout and what the models say of it; [rows, response] each, but for the batch."""
+    """A rollout and what the models say of it: [rows, response] each, but for the batch."""
 
     batch: Batch
     logprobs: Tensor
@@ -43,126 +55,142 @@ class Experience:
 
 def ppo(plan: Plan, roles: Roles, recorder: Recorder) -> dict[str, Tensor]:
     """One step: `batch` prompts rolled out, `epochs` passes of minibatch updates over them."""
-    prompts = random_batch(plan, plan.batch, plan.prompt, roles.device)
-    batch = prompts.extended(generate(roles, prompts, plan.response, recorder))
+    batch = rollout(plan, roles, recorder)
     experience, figures = _experience(plan, roles, batch, recorder)
-    for _ in range(plan.epochs):
-        for start in range(0, plan.batch, plan.minibatch):
-            part = slice(start, start + plan.minibatch)
-            figures |= _update_policy(plan, roles, experience, part, recorder)
-            figures |= _update_critic(plan, roles, experience, part, recorder)
+    minibatches = slices(0, plan.batch, plan.minibatch)
+    for _, minibatch in recorder.repeat(list(product(range(plan.epochs), minibatches))):
+        figures |= _update_policy(plan, roles, experience, minibatch, recorder)
+        emptied(plan, recorder)
+        if roles.critic is not None:
+            figures |= _update_critic(plan, roles, experience, minibatch, recorder)
+            emptied(plan, recorder)
     return figures
 
 
-@torch.no_grad()
 def _experience(
     plan: Plan, roles: Roles, batch: Batch, recorder: Recorder
 ) -> tuple[Experience, dict[str, Tensor]]:
-    """Scores of a rollout by every model, `score_batch` sequences at a time."""
-    def policy(chunk: Batch) -> Tensor:
-        return token_logprobs(roles.policy, chunk, plan.prompt, plan.loss)
-
-    def reference(chunk: Batch) -> Tensor:
-        model = (roles.reference or roles.policy).eval()
-        return token_logprobs(model, chunk, plan.prompt, plan.loss)
-
-    def critic(chunk: Batch) -> Tensor:
-        return _values(plan, roles, chunk)
-
-    def reward(chunk: Batch) -> Tensor:
-        return roles.reward(**inputs(roles.reward.backbone, chunk))[:, -1].float()
-
-    for module in (roles.policy, roles.critic):
-        if module is not None:
-            module.eval()
-    logprobs = _scored(plan, roles, batch, "policy", policy, recorder)
-    reference_logprobs = logprobs
-    if plan.reference != "none":
-        reference_logprobs = _scored(plan, roles, batch, "reference", reference, recorder)
-    if plan.reward_model == "rule":
-        reward = rule_reward_of(plan)
-    scores = _scored(plan, roles, batch, "reward", reward, recorder)
-    values = _scored(plan, roles, batch, "critic", critic, recorder)
+    """The scores of a rollout, and the advantages that follow from them."""
+    if roles.value_head is None:
+        logprobs = score_policy(plan, roles, batch, recorder)
+        reference = score_reference(plan, roles, batch, recorder)
+        rewards = score_reward(plan, roles, batch, recorder)
+        values = _score_critic(plan, roles, batch, recorder)
+    else:
+        logprobs, values = _score_both(plan, roles, batch, recorder).unbind(-1)
+        reference = score_reference(plan, roles, batch, recorder)
+        rewards = score_reward(plan, roles, batch, recorder)
     with recorder.phase("advantages"):
-        kl = kl_estimate(logprobs, reference_logprobs, "k1")
-        rewards = -KL_COEFFICIENT * kl
-        rewards[:, -1] += scores
-        advantages, returns = advantages_and_returns(whitened(rewards, keep_mean=True), values)
-        advantages = whitened(advantages)
-    figures = {"reward": scores.mean(), "kl": kl.sum(1).mean()}
-    return Experience(batch, logprobs, values, advantages, returns), figures
+        kl = torch.zeros_like(logprobs)
+        if reference is not None:
+            kl = kl_estimate(logprobs, reference, "k1")
+        token_rewards = -KL_COEFFICIENT * kl
+        token_rewards[:, -1] += rewards
+        advantages, returns = advantages_and_returns(
+            whitened(token_rewards, keep_mean=True), values
+        )
+        experience = Experience(batch, logprobs, values, whitened(advantages), returns)
+    return experience, {"reward": rewards.mean(), "kl": kl.sum(1).mean()}
 
 
-def _scored(
-    plan: Plan,
-    roles: Roles,
-    batch: Batch,
-    role: str,
-    score: Callable[[Batch], Tensor],
-    recorder: Recorder,
-) -> Tensor:
-    """One role's scores of all rows."""
-    with recorder.phase(f"score.{role}"), roles.autocast(), roles.acting(role):
-        return torch.cat([score(chunk) for chunk in batch.micro_batches(plan.score_batch)])
+def _score_critic(plan: Plan, roles: Roles, batch: Batch, recorder: Recorder) -> Tensor:
+    critic = roles.critic
+    assert critic is not None
+    critic.eval()
+    return scored(
+        *(plan, roles, batch, "critic"),
+        lambda chunk: values_of(plan, critic, chunk),
+        *((plan.response,), recorder),
+    )
 
 
-def rule_reward_of(plan: Plan) -> Callable[[Batch], Tensor]:
-    """The reward without a model: the share of response tokens in the vocabulary's first half."""
-    half = plan.model.vocab_size // 2
-    return lambda batch: (batch.ids[:, plan.prompt :] < half).float().mean(1)
+def _score_both(plan: Plan, roles: Roles, batch: Batch, recorder: Recorder) -> Tensor:
+    """Log-probabilities and values [rows, response, 2] of one forward pass."""
+    policy, head = roles.policy.eval(), roles.value_head
+    assert head is not None
 
+    def both(chunk: Batch) -> Tensor:
+        return torch.stack(
+            token_logprobs_and_values(policy, head, chunk, plan.prompt, plan.loss), dim=-1
+        )
 
-def _values(plan: Plan, roles: Roles, batch: Batch) -> Tensor:
-    """The critic's value before each response token, in fp32."""
-    critic: Any = roles.critic
-    return critic(**inputs(critic.backbone, batch))[:, plan.prompt - 1 : -1].float()  # type: ignore[no-any-return]
+    return scored(plan, roles, batch, "policy", both, (plan.response, 2), recorder)
 
 
 def _update_policy(
-    plan: Plan, roles: Roles, experience: Experience, part: slice, recorder: Recorder
+    plan: Plan, roles: Roles, experience: Experience, minibatch: slice, recorder: Recorder
 ) -> dict[str, Tensor]:
-    """One optimizer step of the policy over a minibatch."""
+    """One optimizer step of the policy (and of a shared critic) over a minibatch."""
     roles.policy.train()
-    for rows in _micro_batches(plan, part):
-        batch = experience.batch.rows(rows.start, rows.stop)
+    figures: dict[str, Tensor] = {}
+    micro_batches = slices(minibatch.start, minibatch.stop, plan.micro_batch)
+    for rows in recorder.repeat(micro_batches):
         with roles.autocast():
-            logprobs = token_logprobs(
-                roles.policy,
-                batch,
-                plan.prompt,
-                plan.loss,
-                lambda name: recorder.phase(f"update.policy.{name}"),
-            )
-            with recorder.phase("update.policy.loss"):
-                loss = policy_loss(logprobs, experience.logprobs[rows], experience.advantages[rows])
-                ratio = (logprobs - experience.logprobs[rows]).exp().mean().detach()
+            loss, figures = _policy_loss(plan, roles, experience, rows, recorder)
         with recorder.phase("update.policy.backward"):
-            (loss * plan.micro_batch / plan.minibatch).backward()
-        del logprobs
+            (loss / len(micro_batches)).backward()
+        del loss
+    if plan.ptx_batch:
+        _add_ptx_gradients(plan, roles, recorder)
     with recorder.phase("update.policy.step"):
-        norm = roles.policy_training.step()
-    return {"policy_loss": loss.detach(), "ratio": ratio, "policy_gradient_norm": norm}
+        return figures | {"policy_gradient_norm": roles.policy_training.step()}
+
+
+def _policy_loss(
+    plan: Plan, roles: Roles, experience: Experience, rows: slice, recorder: Recorder
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a micro-batch, with its figures."""
+    batch, old = experience.batch.rows(rows), experience.logprobs[rows]
+
+    def phase(name: str) -> AbstractContextManager[Any]:
+        return recorder.phase(f"update.policy.{name}")
+
+    if roles.value_head is None:
+        logprobs = token_logprobs(roles.policy, batch, plan.prompt, plan.loss, phase)
+    else:
+        logprobs, values = token_logprobs_and_values(
+            roles.policy, roles.value_head, batch, plan.prompt, plan.loss, phase
+        )
+    with phase("loss"):
+        loss = policy_loss(logprobs, old, experience.advantages[rows])
+        figures = {"policy_loss": loss.detach(), "ratio": (logprobs - old).exp().mean().detach()}
+        if roles.value_head is not None:
+            extra = value_loss(values, experience.values[rows], experience.returns[rows])
+            figures["value_loss"] = extra.detach()
+            loss = loss + VALUE_COEFFICIENT * extra
+    return loss, figures
+
+
+def _add_ptx_gradients(plan: Plan, roles: Roles, recorder: Recorder) -> None:
+    """PPO-ptx: the gradients of next-token prediction on pretraining text, on top of PPO's."""
+    batch = random_batch(plan, plan.ptx_batch, plan.prompt + plan.response, roles.device)
+    for rows in recorder.repeat(slices(0, plan.ptx_batch, plan.micro_batch)):
+        micro = batch.rows(rows)
+        with roles.autocast():
+            loss = next_token_loss(plan, roles, micro, "update.policy", recorder)
+        with recorder.phase("update.policy.backward"):
+            (loss * PTX_COEFFICIENT * len(micro.ids) / plan.ptx_batch).backward()
+        del loss
 
 
 def _update_critic(
-    plan: Plan, roles: Roles, experience: Experience, part: slice, recorder: Recorder
+    plan: Plan, roles: Roles, experience: Experience, minibatch: slice, recorder: Recorder
 ) -> dict[str, Tensor]:
     """One optimizer step of the critic over a minibatch."""
-    assert roles.critic is not None and roles.critic_training is not None
-    roles.critic.train()
+    critic, training = roles.critic, roles.critic_training
+    assert critic is not None and training is not None
+    critic.train()
+    figures: dict[str, Tensor] = {}
+    micro_batches = slices(minibatch.start, minibatch.stop, plan.micro_batch)
     with roles.acting("critic"):
-        for rows in _micro_batches(plan, part):
-            batch = experience.batch.rows(rows.start, rows.stop)
+        for rows in recorder.repeat(micro_batches):
             with recorder.phase("update.critic.forward"), roles.autocast():
-                values = _values(plan, roles, batch)
+                values = values_of(plan, critic, experience.batch.rows(rows))
                 loss = value_loss(values, experience.values[rows], experience.returns[rows])
+                figures = {"value_loss": loss.detach()}
+                del values
             with recorder.phase("update.critic.backward"):
-                (loss * plan.micro_batch / plan.minibatch).backward()
+                (loss / len(micro_batches)).backward()
+            del loss
         with recorder.phase("update.critic.step"):
-            norm = roles.critic_training.step()
-    return {"value_loss": loss.detach(), "critic_gradient_norm": norm}
-
-
-def _micro_batches(plan: Plan, part: slice) -> list[slice]:
-    starts = range(part.start, part.stop, plan.micro_batch)
-    return [slice(start, start + plan.micro_batch) for start in starts]
+            return figures | {"critic_gradient_norm": training.step()}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
 from fitcheck.bench.recorder import Recorder
 from fitcheck.bench.roles import Roles
-from fitcheck.bench.steps.batches import Batch, inputs, random_batch
-from fitcheck.bench.steps.losses import causal_lm_loss, token_logprobs
+from fitcheck.bench.steps.batches import Batch, inputs, random_batch, slices
+from fitcheck.bench.steps.logprobs import token_logprobs
+from fitcheck.bench.steps.losses import causal_lm_loss
 from fitcheck.plan import Plan
 
 
@@ -17,24 +19,30 @@ def sft(plan: Plan, roles: Roles, recorder: Recorder) -> dict[str, Tensor]:
     """One optimizer step over `batch` examples of `sequence` tokens."""
     batch = random_batch(plan, plan.batch, plan.sequence, roles.device)
     roles.policy.train()
-    micro_batches = batch.micro_batches(plan.micro_batch)
-    for micro in micro_batches:
+    figures: dict[str, Tensor] = {}
+    micro_batches = slices(0, plan.batch, plan.micro_batch)
+    for rows in recorder.repeat(micro_batches):
         with roles.autocast():
-            loss = _loss(plan, roles, micro, recorder)
+            loss = next_token_loss(plan, roles, batch.rows(rows), "update", recorder)
+            figures = {"loss": loss.detach()}
         with recorder.phase("update.backward"):
             (loss / len(micro_batches)).backward()
+        del loss
     with recorder.phase("update.step"):
-        norm = roles.policy_training.step()
-    return {"loss": loss.detach(), "gradient_norm": norm}
+        return figures | {"gradient_norm": roles.policy_training.step()}
 
 
-def _loss(plan: Plan, roles: Roles, batch: Batch, recorder: Recorder) -> Tensor:
-    def phase(name: str) -> Any:
-        return recorder.phase(f"update.{name}")
+def next_token_loss(
+    plan: Plan, roles: Roles, batch: Batch, update: str, recorder: Recorder
+) -> Tensor:
+    """Mean cross-entropy of the next token; the phases are named after that update."""
+
+    def phase(name: str) -> AbstractContextManager[Any]:
+        return recorder.phase(f"{update}.{name}")
 
     if plan.loss != "full":
         return -token_logprobs(roles.policy, batch, 1, plan.loss, phase).mean()
     with phase("forward"):
-        logits = roles.policy(**inputs(roles.policy, batch)).logits
+        logits = roles.policy(**inputs(roles.policy, batch)).logits.view(*batch.ids.shape, -1)
     with phase("loss"):  # the 16-bit logits stay alive, as they do inside transformers' forward
-        return causal_lm_loss(logits.view(*batch.ids.shape, -1), batch.ids)
+        return causal_lm_loss(logits, batch.ids, plan.recipe)

@@ -1,0 +1,128 @@
+"""The command line: `fitcheck check MODEL --gpu X ...`, and the listings.
+
+Flags of `check` derive from the fields of Plan. Exit code 0: fits or tight; 1: does not fit; 2: error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fitcheck import __version__, listing
+from fitcheck.answer import DEFAULT_MODEL, check, parse
+from fitcheck.errors import FitCheckError
+from fitcheck.plan import KNOBS, METHODS
+from fitcheck.report import Report
+
+EPILOG = """\
+fitcheck check llama-3.1-8b --gpu 4090 --method ppo --tuning qlora
+fitcheck check qwen3-8b --method inference --quant q4_k_m --context 32k
+fitcheck models llama --params 1b..13b      fitcheck gpus 4090      fitcheck machine
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="fitcheck",
+        description="Will this training or inference run fit on this GPU?",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"fitcheck {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    one = verbs.add_parser("check", help="does it fit, where is the peak, and why")
+    add_plan_flags(one)
+    shape = one.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print one JSON object")
+    shape.add_argument("--markdown", action="store_true", help="print markdown")
+    shape.add_argument("--explain", action="store_true", help="print every term's formula")
+    one.set_defaults(run=run_check)
+    listing.add_parsers(verbs)
+    _machine_parser(verbs)
+    return top
+
+
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    """MODEL and a flag for each field of Plan."""
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name, loosely")
+    parser.add_argument("--method", choices=METHODS, default="ppo", help="what runs")
+    parser.add_argument("--gpu", help="a pretended, empty card; default: this machine's")
+    parser.add_argument("--gpus", help="how many cards (1)")
+    parser.add_argument("--nodes", help="how many machines (1)")
+    parser.add_argument("--ram", help="the host's memory, such as 64gib")
+    for name, knob in KNOBS.items():
+        flag = "--" + name.replace("_", "-")
+        text = knob["doc"]
+        if knob["choices"]:
+            text += f": {', '.join(knob['choices'])}"
+        if knob["kind"] == "flag":
+            parser.add_argument(flag, nargs="?", const="on", metavar="on|off", help=text)
+        else:
+            parser.add_argument(flag, metavar="VALUE", help=text.replace("%", "%%"))
+
+
+def plan_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields that were given on the command line, as values."""
+    fields: dict[str, Any] = {"method": args.method, "gpu": args.gpu}
+    for name in ("gpus", "nodes", "ram", *KNOBS):
+        text = getattr(args, name)
+        if text is not None:
+            fields[name] = parse(name, text)
+    return fields
+
+
+def run_check(args: argparse.Namespace) -> int:
+    report = check(args.model, **plan_fields(args))
+    if args.json:
+        print(json.dumps(report.to_json(), ensure_ascii=False, indent=1))
+    else:
+        print(_shown(report, args))
+    return 1 if report.verdict == "does-not-fit" else 0
+
+
+def _shown(report: Report, args: argparse.Namespace) -> str:
+    from fitcheck import text  # only a person reads it
+
+    if args.markdown:
+        return text.markdown(report)
+    width = shutil.get_terminal_size((80, 24)).columns
+    return text.report_text(report, min(width, 120), text.colourful(), args.explain)
+
+
+def _machine_parser(verbs: Any) -> None:
+    sub = verbs.add_parser("machine", help="what this computer has", add_help=False)
+    sub.add_argument("rest", nargs=argparse.REMAINDER)
+    sub.set_defaults(run=_machine)
+
+
+def _machine(args: argparse.Namespace) -> int:
+    from fitcheck import machine  # its probes are not needed to judge a named card
+
+    top = argparse.ArgumentParser(prog="fitcheck")
+    machine.add_parser(top.add_subparsers())
+    parsed = top.parse_args(["machine", *args.rest])
+    return int(parsed.run(parsed))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a FitCheckError becomes a message, a hint and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles, pipes
+    args = parser().parse_args(sys.argv[1:] if argv is None else argv)
+    try:
+        if args.verb is None:
+            args = parser().parse_args(["check"])
+        return int(args.run(args))
+    except FitCheckError as fault:
+        print(f"error: {fault.message}", file=sys.stderr)
+        if fault.hint:
+            print(f"\nhint: {fault.hint}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `fitcheck ... | head`
+        sys.stderr.close()
+        return 0

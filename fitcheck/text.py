@@ -1,0 +1,218 @@
+"""A Report as text: for a terminal, and as markdown. Words carry the meaning; colour only helps."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Iterable
+
+from fitcheck.plan import Plan
+from fitcheck.report import OUTSIDE, Moment, Phase, Report, Term
+
+GIB = 2**30
+WORDS = {"fits": ("✓", "FITS"), "tight": ("≈", "TIGHT"), "does-not-fit": ("✗", "DOES NOT FIT")}
+COLOURS = {"fits": "32", "tight": "33", "does-not-fit": "31"}
+FILLS = "█▓▒░▞▚"
+ROLES = ("policy", "reference", "reward", "critic")
+SOURCES = {"estimate": "estimate", "dry-run": "dry run", "measured": "measured"}
+RULES = {"bf16": "2", "fp16": "2", "fp32": "4"}
+
+
+def gib(size: int) -> str:
+    """Bytes as GiB with one decimal, the unit of nvidia-smi."""
+    return f"{size / GIB:.1f}"
+
+
+def colourful() -> bool:
+    """Whether standard output is a terminal that wants colour (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def report_text(report: Report, width: int = 80, colour: bool = False, explain: bool = False) -> str:
+    """One screen: verdict, bar, what is alive at the peak, phases by role, and what stands behind."""
+    parts = [
+        [headline(report.plan)],
+        verdict_lines(report, colour),
+        bar(report, min(width, 100)),
+        at_peak(report),
+        phase_table(report, width),
+        footnotes(report, width),
+    ]
+    if explain:
+        parts.append(explanation(report, width))
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def headline(plan: Plan) -> str:
+    """What was asked, in one line."""
+    how = plan.quant if plan.method == "inference" else plan.tuning
+    if how in ("lora", "qlora"):
+        how = f"{'LoRA' if how == 'lora' else 'QLoRA'} rank {plan.lora_rank}"
+    return f"{plan.method.upper()} of {plan.model.id} ({how}) on {plan.gpus} x {plan.gpu.name}"
+
+
+def verdict_lines(report: Report, colour: bool = False) -> list[str]:
+    """The answer in words and by how much."""
+    glyph, words = WORDS[report.verdict]
+    text = f"{glyph} {words}"
+    if colour:
+        text = f"\x1b[1;{COLOURS[report.verdict]}m{text}\x1b[0m"
+    spare = report.spare_bytes
+    if report.card_verdict == "does-not-fit":
+        over = report.needed_bytes - report.usable_bytes
+        text += f": {gib(over)} GiB too much"
+    elif spare < 0:
+        text += f": only if the allocator gives back {gib(-spare)} GiB of its cache"
+    else:
+        text += f": {gib(spare)} GiB to spare"
+    phase = report.peak_phase
+    lines = [
+        text,
+        f"  {gib(report.peak_bytes)} GiB at the worst moment ({phase.name}, {phase.peak.name}); "
+        f"{gib(report.usable_bytes)} GiB usable",
+    ]
+    if report.verdict != report.card_verdict or report.ram.verdict == "does-not-fit":
+        lines.append(f"  the host's RAM is too small: see RAM below (the card: {report.card_verdict})")
+    elif report.card_verdict == "tight" and spare >= 0:
+        lines.append("  the room to spare is smaller than the error of this answer")
+    return lines
+
+
+def components(moment: Moment) -> list[tuple[str, list[str], int]]:
+    """(name, roles, bytes) of a moment's terms by name, the largest first."""
+    sums: dict[str, tuple[list[str], int]] = {}
+    for term in moment.terms:
+        if term.bytes:
+            roles, size = sums.get(term.name, ([], 0))
+            sums[term.name] = ([*roles, term.role] if term.role not in roles else roles, size + term.bytes)
+    found = [(name, roles, size) for name, (roles, size) in sums.items()]
+    return sorted(found, key=lambda item: -item[2])
+
+
+def bar(report: Report, width: int) -> list[str]:
+    """The peak's components side by side, with the end of the usable memory marked."""
+    room = width - 4
+    peak, usable = report.peak_bytes, report.usable_bytes
+    whole = max(peak, usable, 1)
+    cells = ""
+    parts = components(report.peak_phase.peak)[: len(FILLS)]
+    for fill, (_, _, size) in zip(FILLS, parts, strict=False):
+        cells += fill * round(size / whole * room)
+    end = min(room - 1, round(usable / whole * room))
+    cells = cells[:room].ljust(room, "·")
+    mark = f"{gib(usable)} GiB usable ▲"
+    return ["  " + cells, "  " + mark.rjust(end + 1) if len(mark) <= end + 1 else "  " + " " * end + "▲ " + mark[:-2]]
+
+
+def at_peak(report: Report) -> list[str]:
+    """Legend of the bar: component, whose, GiB, share."""
+    moment = report.peak_phase.peak
+    lines = [f"At the peak{'GiB':>47}"]
+    parts = components(moment)
+    for place, (name, roles, size) in enumerate(parts[: len(FILLS)]):
+        share = 100 * size / max(1, moment.bytes)
+        whose = ", ".join(roles)
+        lines.append(f"  {FILLS[place]} {name:<22}{whose:<27}{gib(size):>7} {share:4.0f} %")
+    rest = sum(size for _, _, size in parts[len(FILLS) :])
+    if rest:
+        lines.append(f"    {'everything else':<49}{gib(rest):>7} {100 * rest / moment.bytes:4.0f} %")
+    return lines
+
+
+def phase_table(report: Report, width: int) -> list[str]:
+    """GiB by phase and role, at the largest moment of each phase."""
+    present = [r for r in ROLES if any(t.role == r and t.bytes for p in report.phases for t in p.terms)]
+    lines = [f"{'Phase':<24}" + "".join(f"{role:>10}" for role in (*present, "other", "all"))]
+    for phase in report.phases:
+        cells = [_sum(t for t in phase.terms if t.role == role) for role in present]
+        cells += [_sum(t for t in phase.terms if t.role not in present), phase.peak.bytes]
+        mark = " ◀" if phase is report.peak_phase and width >= 78 else ""
+        lines.append(f"{phase.name:<24}" + "".join(f"{gib(c):>10}" for c in cells) + mark)
+    return lines
+
+
+def _sum(terms: Iterable[Term]) -> int:
+    return sum(term.bytes for term in terms)
+
+
+def footnotes(report: Report, width: int) -> list[str]:
+    """Regime, memory of card and host, rung and error, and what is not modelled."""
+    plan, ram = report.plan, report.ram
+    lines = [("Regime", regime(plan)), ("Card", plan.memory.why)]
+    need = f"{gib(ram.peak_bytes)} GiB ({ram.phase})"
+    if ram.usable_bytes is None:
+        lines.append(("RAM", f"needs {need}; the pretended card's host is unknown (--ram)"))
+    else:
+        lines.append(("RAM", f"needs {need} of {gib(ram.usable_bytes)} GiB: {ram.verdict}"))
+    lines.append(("Source", rung(report)))
+    lines += [("Note", note) for note in report.notes]
+    found = []
+    for label, text in lines:
+        found += textwrap.wrap(text, width, initial_indent=f"{label:<8}", subsequent_indent=" " * 8)
+    return found
+
+
+def regime(plan: Plan) -> str:
+    """The precision regime in words: peers' answers differ by 3x because they leave it unsaid."""
+    if plan.method == "inference":
+        return f"{plan.quant} weights, {plan.kv_cache} KV cache, {plan.compute_dtype} compute"
+    weights, compute = plan.weight_dtype, plan.compute_dtype
+    text = f"{plan.precision}: "
+    if plan.tuning == "full":
+        text += f"{weights} weights and gradients"
+        if plan.precision == "bf16-master":
+            text += ", fp32 master weights"
+    else:
+        base = "nf4" if plan.tuning == "qlora" else weights
+        text += f"frozen {base} base, {plan.adapter_precision} adapters"
+    text += f", {plan.optimizer}"
+    if plan.autocast:
+        text += f", {compute} autocast"
+    return text + ("; checkpointing on" if plan.checkpointing else "; checkpointing off")
+
+
+def rung(report: Report) -> str:
+    """Which rung the answer stands on and how far off it may be."""
+    text = SOURCES[report.source]
+    if report.error is None:
+        return f"{text}; no measurement of {report.plan.method} is recorded yet to say how far off"
+    e = report.error
+    return f"{text}; {e.percentile} % of checks were within {100 * e.relative:.1f} % ({e.basis})"
+
+
+def explanation(report: Report, width: int) -> list[str]:
+    """Every term of every phase's largest moment, with its formula."""
+    lines = ["How it was computed (terms of each phase's largest moment)"]
+    seen: set[tuple[str, str, int]] = set()
+    for phase in report.phases:
+        lines.append(f"{phase.name}: {phase.peak.name}")
+        for term in phase.terms:
+            key = (term.name, term.role, term.bytes)
+            if term.bytes and key not in seen:
+                seen.add(key)
+                head = f"  {term.role} {term.name} = {term.bytes:,} B: "
+                lines += textwrap.wrap(head + term.why, width, subsequent_indent=" " * 6)
+    return lines
+
+
+def markdown(report: Report) -> str:
+    """The same answer for an issue or a chat."""
+    glyph, words = WORDS[report.verdict]
+    rows = "\n".join(
+        f"| {name} | {', '.join(roles)} | {gib(size)} |"
+        for name, roles, size in components(report.peak_phase.peak)
+    )
+    phases = "\n".join(_phase_row(phase) for phase in report.phases)
+    notes = "\n".join(f"- {line}" for line in (regime(report.plan), rung(report), *report.notes))
+    return (
+        f"**{headline(report.plan)}**\n\n{glyph} **{words}**: {gib(report.peak_bytes)} GiB at the "
+        f"worst moment ({report.peak_phase.name}), {gib(report.usable_bytes)} GiB usable\n\n"
+        f"| at the peak | role | GiB |\n|---|---|---:|\n{rows}\n\n"
+        f"| phase | GiB |\n|---|---:|\n{phases}\n\n{notes}\n"
+    )
+
+
+def _phase_row(phase: Phase) -> str:
+    outside = phase.peak.part(OUTSIDE)
+    return f"| {phase.name} | {gib(phase.peak.bytes)} ({gib(outside)} outside the allocator) |"
