@@ -7,7 +7,7 @@ of the response for PPO, GRPO and DPO, a score head for reward models and critic
 from __future__ import annotations
 
 from fitcheck.ops import Block
-from fitcheck.tape import Buffer
+from fitcheck.tape import Buffer, Tape
 
 CHUNK = 256  # tokens of one chunk of `loss=chunked` (TRL's chunked_nll)
 TILE = (4096, 32768)  # tokens x vocabulary of one tile of `loss=fused` (TRL 1.16 chunked_logprob)
@@ -74,6 +74,61 @@ class Heads(Block):
     def flat(self, part: Buffer) -> Buffer:
         """Slices of several fp32 rows are copied to be flattened; of one row they are a view."""
         return part if self.rows == 1 else self.tape.op("reshape", [part], part.bytes, 4)
+
+    def chunk(self, x: Buffer) -> Buffer:
+        """Logits and loss of one chunk of hidden states."""
+        logits = self.logits(x, self.tokens)
+        wide = self.cast(logits, 4)
+        del logits
+        return self.cross_entropy(wide, self.tokens)
+
+    def chunked_loss(self, x: Buffer) -> Buffer:
+        """Head and loss of CHUNK tokens at a time, each made again in backward (checkpoint)."""
+        m, s, tape = self.model, self.setting, self.tape
+        flat = self.scored_states(x)
+        del x
+        table = m.vocab_size * m.hidden_size
+        if s.autocast and s.weight != s.compute and s.trains:
+            tape.region.append(Buffer(tape, table * s.compute, s.compute, None, "lm_head cast"))
+        part = Tape(grad=tape.grad, accumulate=True)
+        one = type(self)(part, m, s, 1, min(CHUNK, max(1, flat.bytes // flat.size // m.hidden_size)))
+        y = one.chunk(part.new(one.tokens * m.hidden_size * flat.size, flat.size, grad=True))
+        forward, end = part.peak, y.edge
+        del y
+        part.region.clear()
+        part.backward(end)
+        return tape.op(
+            "chunked loss", [flat], 4 * (flat.bytes // flat.size // m.hidden_size), 4, saved=[flat],
+            during=forward, temporary=part.peak + flat.bytes,  # chunks' gradients, then joined
+            weight=table * s.weight if s.trains else 0,
+        )  # fmt: skip
+
+    def fused_loss(self, x: Buffer) -> Buffer:
+        """Tiles of logits, never whole; gradients are summed in fp32 (bench/steps/fused.py)."""
+        m, s = self.model, self.setting
+        flat = self.scored_states(x)
+        del x
+        tokens, table = flat.bytes // flat.size // m.hidden_size, m.vocab_size * m.hidden_size
+        rows, words = min(tokens, TILE[0]), min(m.vocab_size, TILE[1])
+        tile = rows * words * s.compute + 3 * 4 * 64 * words  # three fp32 blocks of 64 rows
+        tile += rows * m.hidden_size * s.compute if flat.size != s.compute else 0
+        tile += words * m.hidden_size * s.compute if s.weight != s.compute else 0
+        sums = 4 * tokens * m.hidden_size if flat.size != 4 else 0
+        sums += 4 * table if s.trains and s.weight != 4 else 0
+        return self.tape.op(
+            "fused loss", [flat], 4 * tokens, 4, saved=[flat], during=tile + 8 * tokens,
+            temporary=tile + sums, weight=table * s.weight if s.trains else 0,
+        )  # fmt: skip
+
+    def scored_states(self, x: Buffer) -> Buffer:
+        """Hidden states of the scored positions, as one list of rows."""
+        m, positions = self.model, self.rows * self.scored
+        normed = self.norm(x)
+        del x
+        part = self.tape.view(normed, positions * m.hidden_size * normed.size)
+        if self.rows == 1 or positions == self.tokens:
+            return part
+        return self.tape.op("reshape", [part], part.bytes, part.size)
 
     def last_logits(self, x: Buffer) -> Buffer:
         """Generation: logits of the last position only, in fp32 to sample from."""

@@ -22,7 +22,7 @@ def ram(plan: Plan) -> Ram:
     held = roles(plan)
     process = Term("process", "host", PROCESS, "Python, torch and transformers: 692 MiB seen")
     loading = max((_loading(role) for role in held.values()), key=lambda term: term.bytes)
-    away = [_weights(role) for role in held.values() if role.name in plan.offload]
+    away = [_weights(role) for role in held.values() if role.name in (plan.offload or ())]
     if plan.offload and "optimizer" in plan.offload:
         away += [_optimizer(role) for role in held.values() if role.tuning]
     steady = (process, *away)

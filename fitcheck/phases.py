@@ -7,6 +7,7 @@ method, add one function here and one step there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fitcheck import memory
 from fitcheck.activations import Shape
@@ -35,7 +36,9 @@ def sft(scene: Scene) -> Iterator[Phase]:
     plan = scene.plan
     scene.held = _batch(plan.batch * plan.sequence, "token ids and labels", 16)
     shape = Shape(plan.micro_batch, plan.sequence, plan.sequence)
-    head = "shifted_lm_loss" if plan.recipe == "hf-4.48" else LOSSES[plan.loss][0]
+    head = "shifted_lm_loss" if plan.recipe == "hf-4.48" else "lm_loss"
+    if plan.loss != "full":
+        shape, head = replace(shape, scored=plan.sequence - 1), LOSSES[plan.loss]
     yield from scene.update("update", "policy", shape, head, plan.batch // plan.micro_batch)
 
 
@@ -53,11 +56,11 @@ def dpo(scene: Scene) -> Iterator[Phase]:
     shape = Shape(2 * plan.micro_batch, plan.sequence, plan.sequence - 1)
     steps = plan.batch // plan.micro_batch
     role = "reference" if plan.reference == "copy" else "policy"
-    for phase in scene.update("update", "policy", shape, "log_probs", steps):
+    for phase in scene.update("update", "policy", shape, LOSSES[plan.loss], steps):
         if phase.name == "update.loss" and plan.reference != "precomputed":
-            graph = scene.graph("policy", shape, "log_probs", steps)
+            graph = scene.graph("policy", shape, LOSSES[plan.loss], steps)
             yield scene.forward(
-                "score.reference", role, shape, "log_probs", graph, adapters=role == "reference"
+                "score.reference", role, shape, LOSSES[plan.loss], graph, adapters=role == "reference"
             )
         yield phase
 
@@ -70,7 +73,7 @@ def grpo(scene: Scene) -> Iterator[Phase]:
     yield _advantages(scene)
     shape = Shape(plan.micro_batch, scored.length, plan.response)
     steps = plan.minibatch // plan.micro_batch
-    yield from scene.update("update.policy", "policy", shape, "log_probs", steps)
+    yield from scene.update("update.policy", "policy", shape, LOSSES[plan.loss], steps)
 
 
 def ppo(scene: Scene) -> Iterator[Phase]:
@@ -84,6 +87,7 @@ def ppo(scene: Scene) -> Iterator[Phase]:
                 yield phase
 
 
+LOSSES = {"full": "log_probs", "chunked": "chunked_loss", "fused": "fused_loss"}
 METHODS = {f.__name__: f for f in (inference, sft, reward, dpo, grpo, ppo)}
 
 
@@ -110,11 +114,11 @@ def _rollout(scene: Scene) -> Iterator[Phase]:
 
 def _scores(scene: Scene, shape: Shape) -> Iterator[Phase]:
     plan = scene.plan
-    yield scene.forward("score.policy", "policy", shape, "log_probs")
+    yield scene.forward("score.policy", "policy", shape, LOSSES[plan.loss])
     if plan.reference != "none":
         own = plan.reference == "copy"
         role = "reference" if own else "policy"
-        yield scene.forward("score.reference", role, shape, "log_probs", adapters=own)
+        yield scene.forward("score.reference", role, shape, LOSSES[plan.loss], adapters=own)
     for role in ("reward", "critic"):
         if role in scene.roles:
             yield scene.forward(f"score.{role}", role, shape, "score")

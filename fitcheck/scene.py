@@ -79,10 +79,10 @@ class Scene:
         """What is on the card throughout a phase, whatever the phase does."""
         plan, terms = self.plan, list(self._fixed)
         for role in self.roles.values():
-            if role.name in plan.offload and role.name not in phase:
+            if role.name in (plan.offload or ()) and role.name not in phase:
                 continue
             terms += self.stays("weights", role)
-            if role.tuning and states and "optimizer" not in plan.offload:
+            if role.tuning and states and "optimizer" not in (plan.offload or ()):
                 terms += self.stays("optimizer states", role)
         if plan.rollout in ("vllm", "sglang") and (
             phase.startswith("rollout") or not plan.rollout_sleep

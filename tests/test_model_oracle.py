@@ -25,7 +25,7 @@ TOWER = re.compile(r"vision|visual|projector|tower|embed_audio")
 
 # Of the architectures whose rows list their tensors, those that a row's fields rebuild.
 LISTED = (
-    *("falcon_h1", "falcon_mamba", "gemma3n_text", "granite_swa", "granitemoehybrid", "lfm2"),
+    *("falcon_h1", "falcon_mamba", "granite_swa", "granitemoehybrid", "lfm2"),
     *("lfm2_moe", "mamba", "mimo_v2_flash", "muse_glimmer", "nemotron_h", "olmo_hybrid"),
     *("qwen3_5", "qwen3_5_moe", "qwen3_next", "recurrent_gemma"),
 )
@@ -289,5 +289,8 @@ def _deviations(model: Model) -> dict[str, Any]:
             return {"mamba_rms_norm": model.norms_per_layer == 3}
         case "granitemoehybrid":
             shared = model.moe.shared_width if model.moe else model.intermediate_size
-            return {"shared_intermediate_size": shared}
+            experts = model.moe.num_experts if model.moe else 0
+            return {"shared_intermediate_size": shared, "num_local_experts": experts}
+        case "nemotron_h" if model.moe:
+            return {"moe_shared_expert_intermediate_size": model.moe.shared_width}
     return {}

@@ -48,7 +48,6 @@ def test_separators_are_no_part_of_a_name() -> None:
 
 def test_every_model_is_found_by_its_id_and_name() -> None:
     for entry in catalog.model_entries():
-        assert catalog.find_model(entry["id"]).id == entry["id"]
         assert catalog.find_model(entry["id"].upper()).id == entry["id"]
         assert catalog.find_model(entry["id"].partition("/")[2]).id == entry["id"]
 
@@ -229,15 +228,17 @@ def test_every_name_of_a_card_finds_it_or_a_namesake(row: dict[str, Any]) -> Non
             assert gpu.assumed == ""
 
 
-@pytest.mark.parametrize("row", [row for row in GPU_ROWS if row["vendor"] != "apple"], ids=name_of)
-def test_a_live_total_tells_namesakes_apart(row: dict[str, Any]) -> None:
-    total = row.get("total_bytes") or int(row["memory_gib"] * GIB)
-    for alias in card_names(row):
-        gpu = catalog.find_gpu(alias, total)
-        assert gpu.id == row["id"], alias
-        assert gpu.total_bytes == total
-        assert gpu.total_verified
-        assert gpu.assumed == ""
+def test_a_live_total_tells_namesakes_apart() -> None:
+    for row in GPU_ROWS:
+        if row["vendor"] == "apple":
+            continue  # chips with more or fewer cores, and the same memory
+        total = row.get("total_bytes") or int(row["memory_gib"] * GIB)
+        for alias in card_names(row):
+            gpu = catalog.find_gpu(alias, total)
+            assert gpu.id == row["id"], alias
+            assert gpu.total_bytes == total
+            assert gpu.total_verified
+            assert gpu.assumed == ""
 
 
 def test_a_modded_card_keeps_its_rates_and_gets_its_memory() -> None:
@@ -273,21 +274,15 @@ def test_what_was_assumed_is_said() -> None:
     assert catalog.find_gpu("4090").assumed == ""
 
 
-DESKTOP = [row["name"] for row in GPU_ROWS if row["segment"] == "geforce"]
-
-
-@pytest.mark.parametrize("name", DESKTOP)
-def test_a_desktop_name_never_means_a_laptop(name: str) -> None:
-    assert not catalog.find_gpu(name).laptop
-
-
-@pytest.mark.parametrize("row", [r for r in GPU_ROWS if r["segment"] == "geforce"], ids=name_of)
-def test_a_desktop_card_with_the_word_laptop_is_never_the_desktop_card(row: dict[str, Any]) -> None:
-    try:
-        gpu = catalog.find_gpu(f"{row['name']} laptop")
-    except FitCheckError:
-        return
-    assert gpu.laptop
+def test_a_desktop_name_never_means_a_laptop_nor_the_reverse() -> None:
+    names = [row["name"] for row in GPU_ROWS if row["segment"] == "geforce"]
+    assert names
+    for name in names:
+        assert not catalog.find_gpu(name).laptop
+        try:
+            assert catalog.find_gpu(f"{name} laptop").laptop
+        except FitCheckError:
+            continue  # no laptop has that card
 
 
 @pytest.mark.parametrize("text", ["4050", "3050 4gb", "a770 laptop", "3090 laptop"])

@@ -170,13 +170,13 @@ def _math(
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask of booleans as zeros and minus infinities: convert_boolean_attn_mask in attention.cpp."""
-    zero = torch.zeros((), dtype=dtype, device=mask.device)
-    return torch.where(mask.logical_not(), float("-inf"), zero)
+    zero, never = (torch.empty((), dtype=dtype, device=mask.device) for _ in range(2))
+    return torch.where(mask, zero, never)
 
 
 def _aligned(mask: Tensor) -> Tensor:
-    """Rows padded to a multiple of 16 elements, unless all strides are: preprocess_mask there."""
-    if all(stride % 16 == 0 for stride in mask.stride()[:-1]):
+    """Rows padded to a multiple of 8 elements, unless all strides are: preprocess_mask there."""
+    if all(stride % 8 == 0 for stride in mask.stride()[:-1]):
         return mask
     keys = mask.shape[-1]
-    return F.pad(mask, (0, -keys % 16))[..., :keys]
+    return F.pad(mask, (0, -keys % 8))[..., :keys]

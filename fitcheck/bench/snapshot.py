@@ -17,6 +17,7 @@ from typing import Any
 
 from fitcheck.bench.allocator import (
     LARGE_BASE,
+    LARGE_SEGMENT,
     MAX_NON_SPLIT_ROUNDING,
     MIB,
     UNLIMITED,
@@ -182,6 +183,8 @@ def _settings(allocator: Allocator) -> dict[str, Any]:
         conf.append(f"max_split_size_mb:{split // MIB}")
     if allocator.max_non_split_rounding != MAX_NON_SPLIT_ROUNDING:
         conf.append(f"max_non_split_rounding_mb:{allocator.max_non_split_rounding // MIB}")
+    if allocator.large_segment_size != LARGE_SEGMENT:
+        conf.append(f"large_segment_size_mb:{allocator.large_segment_size // MIB}")
     if any(table):
         pairs = ",".join(f"{1 << i}:{divisions}" for i, divisions in enumerate(table))
         conf.append(f"roundup_power2_divisions:[{pairs}]")

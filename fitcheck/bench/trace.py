@@ -209,7 +209,8 @@ def _rule(func: Any) -> Any:
 def _with_workspace(workspace: Callable[..., Any]) -> Callable[..., Any]:
     def record(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         out = func(*args, **kwargs)
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+        outputs = out if isinstance(out, (tuple, list)) else (out,)
+        for tensor in outputs[: workspaces.ON_CARD.get(func)]:
             if isinstance(tensor, Tensor):
                 tracer.register(tensor, func)
         sizes = workspace(tracer.card, args, kwargs, out)

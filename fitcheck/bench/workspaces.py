@@ -154,8 +154,21 @@ def foreach_norm(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Si
 
 def reduction(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
     """Partial results of blocks, where the rows of one output are shared out: Reduce.cuh."""
-    dims = args[1] if len(args) > 1 and not isinstance(args[1], torch.dtype) else None
-    return _reduce(card, args[0], dims, 4 if args[0].is_floating_point() else 8)
+    source = args[0]
+    dims = args[1] if len(args) > 1 else None
+    partial = _reduce(card, source, dims, 4 if source.is_floating_point() else 8)
+    if source.is_floating_point() or source.dtype == out.dtype:
+        return partial
+    return source.numel() * out.element_size(), *partial  # cast first
+
+
+def index(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+    """Indices in one and the same layout: AdvancedIndex, TensorAdvancedIndexing.cpp."""
+    given = [i for i in args[1] if i is not None]
+    spread = torch.broadcast_tensors(*given)
+    if len({i.stride() for i in spread}) == 1:
+        return ()
+    return tuple(8 * i.numel() for i in spread if not i.is_contiguous())
 
 
 def _reduce(card: Card, source: Tensor, dims: Any, result: int) -> Sizes:
@@ -271,6 +284,7 @@ OF: dict[Any, Callable[[Card, tuple[Any, ...], Any, Any], Sizes]] = {
     aten._safe_softmax.default: safe_softmax,
     aten._softmax_backward_data.default: softmax_backward,
     aten.argmax.default: argmax,
+    aten.index.Tensor: index,
     aten.cumsum.default: scan,
     aten.multinomial.default: multinomial,
     aten._foreach_norm.Scalar: foreach_norm,
@@ -279,3 +293,7 @@ OF: dict[Any, Callable[[Card, tuple[Any, ...], Any, Any], Sizes]] = {
     aten.mean.dim: reduction,
     aten.mean.default: reduction,
 }
+
+# Of these operators' outputs only the first so many are on the card: without dropout the seed and
+# the offset of the random numbers are not made (attention.cu).
+ON_CARD: dict[Any, int] = {aten._scaled_dot_product_efficient_attention.default: 2}
