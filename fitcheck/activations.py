@@ -137,7 +137,6 @@ def update_stages(
     # A tied head's gradient waits for the embedding's: autograd adds them before it accumulates.
     tied = table if setting.trains and model.tie_word_embeddings and head != "score" else 0
     ends = training_cost(model, setting, shape, head, False, accumulate)
-    made = ends if head == "score" else training_cost(model, setting, shape, "all_logits")
     waiting = tied if accumulate else ends.gradients
     gradients = waiting + sum(count * cost.gradients for count, cost in layers)
     casts = sum(count * cost.cached for count, cost in layers) if checkpointing else 0
@@ -155,9 +154,14 @@ def update_stages(
         running = max(cost.training - cost.kept for _, cost in layers)
         replayed = max(cost.backward - cost.kept for _, cost in layers)
     own = hidden if checkpointing else below.kept
+    made: list[Stage] = []  # a forward pass that ends in logits of every position, or in scores
+    if head not in ("chunked_loss", "fused_loss"):
+        piece = "score" if head == "score" else "all_logits"
+        peak = training_cost(model, setting, shape, piece).training
+        made.append(Stage("forward", "logits", kept, casts, peak, 0))
     stages = [
         Stage("forward", "last layer", kept, casts, running, 0),
-        Stage("forward", "logits", kept, casts, made.training, 0),
+        *made,
         Stage("loss", "logits", kept, casts, ends.training, 0),
         Stage("backward", "logits", kept, 0, ends.backward - waiting, waiting),
         Stage("backward", "last layer", kept, 0, replayed, waiting),

@@ -54,8 +54,11 @@ def _resolve(model: str | Model, wishes: Mapping[str, Any]) -> tuple[Plan, str]:
         if isinstance(value, str) and value not in KNOBS[name]["choices"]:
             fields[name] = _scorer(value)
     for name in ("offload", "lora_targets"):
-        if isinstance(fields.get(name), list):
-            fields[name] = tuple(fields[name])
+        value = fields.get(name)
+        if isinstance(value, list) or (isinstance(value, str) and "," in value):
+            fields[name] = tuple(value if isinstance(value, list) else value.split(","))
+        elif name == "offload" and isinstance(value, str):
+            fields[name] = (value,)
     if isinstance(fields.get("memory"), Mapping):
         fields["memory"] = UsableMemory(**fields["memory"])
     gpu, said = fields.get("gpu"), ""

@@ -93,7 +93,7 @@ class Heads(Block):
         part = Tape(grad=tape.grad, accumulate=True)
         one = type(self)(part, m, s, 1, min(CHUNK, max(1, flat.bytes // flat.size // m.hidden_size)))
         y = one.chunk(part.new(one.tokens * m.hidden_size * flat.size, flat.size, grad=True))
-        forward, end = part.peak, y.edge
+        forward, end = part.peak - sum(cast.bytes for cast in part.region), y.edge
         del y
         part.region.clear()
         part.backward(end)

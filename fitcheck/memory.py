@@ -206,8 +206,8 @@ def step_temporary(role: Role, optimizer: str, master: bool) -> tuple[int, str]:
     if optimizer == "adamw":
         return copies32 + every, "foreach: square roots of all second moments at once"
     if optimizer == "adafactor":
-        # fp32 gradient, weight, update and its square, of one tensor at a time
-        largest = max((prod(shape) * (16 if size < 4 else 12) for shape, _, size, _ in parts), default=0)
+        # one tensor at a time: its update beside the next one; in 16 bits fp32 gradient and weight too
+        largest = max((prod(shape) * (16 if size < 4 else 8) for shape, _, size, _ in parts), default=0)
         return copies32 + largest, "fp32 copies of the largest tensor"
     if optimizer == "muon":
         rest = sum(

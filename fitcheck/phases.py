@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from fitcheck import memory
 from fitcheck.activations import Shape
+from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
 from fitcheck.report import Moment, Phase, Term
 from fitcheck.roles import BYTES
@@ -96,6 +97,7 @@ def _rollout(scene: Scene) -> Iterator[Phase]:
     plan, tokens = scene.plan, scene.plan.prompt + scene.plan.response
     scene.held = _batch(plan.batch * tokens, "token ids and masks", 16)
     if plan.rollout != "transformers":
+        _check_engine(scene)
         yield Phase("rollout", (Moment("engine", scene.resident("rollout")),))
     else:
         width = BYTES[plan.compute_dtype]
@@ -110,6 +112,21 @@ def _rollout(scene: Scene) -> Iterator[Phase]:
     width = 4 * 6 * plan.batch * plan.response
     rollout = Term("rollout tensors", "batch", width, "log-probs, values, rewards, ...: fp32 each")
     scene.held = (*scene.held, rollout)
+
+
+def _check_engine(scene: Scene) -> None:
+    """The engine's share holds a second copy of the weights and the cache of one sequence at least."""
+    plan = scene.plan
+    share = int(plan.rollout_memory * plan.memory.total_bytes)
+    width = BYTES[plan.compute_dtype]
+    cache = memory.kv_cache(plan.model, 1, plan.prompt + plan.response, width)
+    least = plan.model.params * width + cache
+    if share < least:
+        raise FitCheckError(
+            f"--rollout-memory {plan.rollout_memory} gives {plan.rollout} {share:,} B, less than "
+            f"the {least:,} B of its own weights and one sequence's cache",
+            f"--rollout-memory {min(0.99, least / plan.memory.total_bytes + 0.02):.2f}, or --rollout transformers",
+        )
 
 
 def _scores(scene: Scene, shape: Shape) -> Iterator[Phase]:

@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 from fitcheck.bench.allocator import MIB, Allocator, replay
+from fitcheck.bench.chart import BOTTOM, HEIGHT, TOP
 from fitcheck.bench.samples import COLUMNS, Sample, samples
-from fitcheck.bench.timeline import BOTTOM, HEIGHT, TOP, timeline_html, timeline_svg
+from fitcheck.bench.timeline import timeline_html, timeline_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 Events = list[tuple[int, int]]
@@ -135,8 +136,12 @@ def test_the_page_tells_each_phase_peak() -> None:
     assert "logits: 300.0 MiB" in page  # the tooltip at the peak
 
 
-def test_phases_at_one_place_or_past_the_end_do_no_harm() -> None:
+def test_phases_without_events_are_left_out() -> None:
     drawn = [(0, {"a": MIB}), (5, {"a": 2 * MIB})]
-    marks = [(0, "first"), (2, "second"), (2, "third"), (99, "never")]
+    marks = [(0, "first"), (2, "-"), (2, "none"), (2, "second"), (4, "-"), (99, "never")]
     page = timeline_html(drawn, marks=marks)
-    assert re.findall(r"<tr><td>(.*?)</td>", page) == ["first", "second", "third"]
+    assert re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>", page) == [
+        ("first", "1.0 MiB"),
+        ("second", "1.0 MiB"),
+    ]
+    assert not {"-", "none", "never"} & set(texts(timeline_svg(drawn, marks=marks)))

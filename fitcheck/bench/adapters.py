@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,8 +51,8 @@ def add_adapter(plan: Plan, model: Any, name: str) -> None:
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
     )
     config._register_custom_module({NF4Linear: LoraNF4})
-    with model.device:
-        inject_adapter_in_model(config, model, adapter_name=name)
+    with model.device, warnings.catch_warnings(category=UserWarning, action="ignore"):
+        inject_adapter_in_model(config, model, adapter_name=name)  # warns of a second adapter
     for parameter in adapter_parameters(model, name):
         parameter.data = parameter.data.to(DTYPES[plan.adapter_precision])
     set_adapter(model, name)

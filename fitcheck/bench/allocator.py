@@ -22,6 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from fitcheck.bench.allocator_options import (
+    collect_garbage,
+    division_table,
+    divisions_of,
+    release_oversized,
+)
 from fitcheck.bench.pool import ADDRESS, SHIFT, Driver, ExpandablePool, Pool
 
 MIB = 1024 * 1024
@@ -32,8 +38,6 @@ MIN_LARGE = 10 * MIB  # kMinLargeAlloc: from here on a request gets a segment of
 ROUND_LARGE = 2 * MIB  # kRoundLarge: ... of its size rounded up to a multiple of this
 LARGE_SEGMENT = 20 * MIB  # large_segment_size: the segment of the requests below MIN_LARGE
 MAX_NON_SPLIT_ROUNDING = 20 * MIB  # what a block above max_split_size may be too large
-
-ROUND_INTERVALS = 16  # kRoundUpPowerOfTwoIntervals: from 1 MiB to 32 GiB and above
 
 UNLIMITED = 1 << 62  # more bytes than any card has
 UNKNOWN_CARD = 1 << 40  # sizes the address space of expandable segments when there is no limit
@@ -61,29 +65,6 @@ class OutOfMemory(Exception):
         self.free = free
         self.allocated = allocated
         self.reserved = reserved
-
-
-def division_table(divisions: int | Mapping[int | str, int]) -> tuple[int, ...]:
-    """`roundup_power2_divisions` by size: entry i holds from 2**i MiB, the first one also below.
-
-    As PyTorch reads a list [4:2,64:8,>:1]: sizes below the first key take its value, a size
-    between keys takes none (0), ">" is everything above the key before it.
-    """
-    if isinstance(divisions, int):
-        return (divisions,) * ROUND_INTERVALS
-    table = [0] * ROUND_INTERVALS
-    last = None
-    for key, value in divisions.items():
-        if key == ">":
-            first = 0 if last is None else last + 1
-            table[first:] = [value] * (ROUND_INTERVALS - first)
-            continue
-        place = min(int(key).bit_length() - 1, ROUND_INTERVALS - 1)
-        if last is None:
-            table[:place] = [value] * place
-        table[place] = value
-        last = place
-    return tuple(table)
 
 
 class Allocator:
@@ -131,6 +112,7 @@ class Allocator:
         collects = capped and garbage_collection_threshold > 0.0
         self._gc_above = int(garbage_collection_threshold * self._allowed) if collects else None
         self._rounds_up = any(d > 1 for d in self.divisions)
+        self._releases_oversized = max_split_size is not None and not expandable_segments
         self._best_fit_only = not (expandable_segments or max_split_size or collects)
 
         self._driver = driver = Driver(UNLIMITED if limit_bytes is None else limit_bytes)
@@ -171,8 +153,7 @@ class Allocator:
     def rounded(self, size: int) -> int:
         """The bytes a request of `size` needs: a multiple of 512, or of a power-of-2 division."""
         if self._rounds_up:
-            interval = min(max(size.bit_length() - MIB.bit_length(), 0), len(self.divisions) - 1)
-            divisions = self.divisions[interval]
+            divisions = divisions_of(size, self.divisions)
             if divisions > 1 and size > MIN_BLOCK * divisions:
                 step = (1 << (size.bit_length() - 1)) // divisions
                 return -(-size // step) * step
@@ -261,10 +242,14 @@ class Allocator:
 
     def _new_block(self, pool: Pool, need: int, requested: int) -> tuple[int, int]:
         """A block from the driver, as (address, size), after all there is to try."""
-        if self._gc_above is not None:
-            self._collect_garbage(self._gc_above)
+        if self._gc_above is not None and not self.expandable_segments:
+            collect_garbage(self._large, self._gc_above)
         block = self._grow(pool, need)
-        if block is None and self._release_oversized(pool, need):
+        if (
+            block is None
+            and self._releases_oversized
+            and release_oversized(pool, need, self.max_split_size)
+        ):
             block = self._grow(pool, need)
         if block is None:
             self.empty_cache()
@@ -282,55 +267,6 @@ class Allocator:
         if self.reserved + segment > self._allowed:
             return None
         return pool.grow(need, segment)
-
-    def _release_oversized(self, pool: Pool, need: int) -> bool:
-        """With max_split_size: free blocks of at least that, until `need` should fit.
-
-        One that is large enough by itself if there is one, else the largest ones.
-        """
-        if self.max_split_size == UNLIMITED or self.expandable_segments:
-            return False
-        target = max(need, self.max_split_size)
-        place = bisect_left(pool.order, target << SHIFT)
-        if place < len(pool.order):
-            pool.release(pool.order[place] & ADDRESS)
-            return True
-        released = 0
-        while pool.order and released < target:
-            size, start = pool.order[-1] >> SHIFT, pool.order[-1] & ADDRESS
-            if size < self.max_split_size:
-                break
-            pool.release(start)
-            released += size
-        return released >= target
-
-    def _collect_garbage(self, threshold: int) -> None:
-        """Release free large segments, those unused for longer than average first.
-
-        Goes on until no more than `threshold` bytes are reserved, or nothing can go.
-        """
-        pool = self._large
-        excess = self.reserved - threshold
-        if excess <= 0 or self.expandable_segments:
-            return
-        ages = {
-            start: pool.searches - pool.freed_at[start]
-            for start, size in pool.segments.items()
-            if pool.size_at.get(start) == size
-        }
-        total_age, count = sum(ages.values()), len(ages)
-        released = True
-        while excess > 0 and released and count:
-            average = total_age / count
-            released = False
-            for start, age in list(ages.items()):
-                if age >= average:
-                    excess -= pool.size_at[start]
-                    pool.release(start)
-                    del ages[start]
-                    total_age -= age
-                    count -= 1
-                    released = True
 
 
 @dataclass(frozen=True, slots=True)

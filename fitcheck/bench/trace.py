@@ -54,6 +54,7 @@ class Tracer(TorchDispatchMode):
         self.live: dict[int, int] = {}  # address of a storage -> id
         self.refs: dict[int, _Ref] = {}
         self.rules: dict[Any, Any] = {}
+        self.outputs: dict[Any, Any] = {}
         self.modules: list[str] = []
         self.handles: set[bool] = set()  # threads that have a cuBLAS handle: forward, backward
         self.twins: dict[int, list[int]] = {}  # generated allocations that live as long as this id
@@ -108,18 +109,27 @@ class Tracer(TorchDispatchMode):
         rule = self.rules.get(func)
         if rule is None:
             rule = self.rules[func] = _rule(func)
-        if rule is _ALIAS:
-            return func(*args, **(kwargs or {}))
-        if rule is _PLAIN:
-            out = func(*args, **(kwargs or {}))
-            if type(out) is Tensor:
-                self.register(out, func)
-            elif isinstance(out, (tuple, list)):
-                for tensor in out:
-                    if isinstance(tensor, Tensor):
-                        self.register(tensor, func)
-            return out
         return rule(self, func, args, kwargs or {})
+
+    def made(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """The outputs of an operator that makes new tensors, by its shapes if they were seen before.
+
+        PyTorch's own meta kernels, many of them Python, take ten times longer.
+        """
+        key = (func, _shapes(args), _shapes(tuple(kwargs.items())))
+        known = self.outputs.get(key)
+        if known is None:
+            out = func(*args, **kwargs)
+            self.outputs[key] = _layouts(out) or _UNKNOWN
+            return out
+        if known is _UNKNOWN:
+            return func(*args, **kwargs)
+        single, layouts = known
+        made = [
+            layout and torch.empty_strided(layout[0], layout[1], dtype=layout[2], device="meta")
+            for layout in layouts
+        ]
+        return made[0] if single else tuple(made)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -190,8 +200,67 @@ class Tracer(TorchDispatchMode):
         self.live[ref.key] = ref.id = new
 
 
-def _ALIAS() -> None: ...
-def _PLAIN() -> None: ...
+_UNKNOWN = (False, [])
+
+
+def _shapes(values: Any) -> Any:
+    """Everything about arguments that the shapes of outputs depend on."""
+    parts: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            parts += (value.dtype, value.shape, value.stride(), value.is_meta)
+        elif isinstance(value, (list, tuple)):
+            parts.append(_shapes(value))
+        else:
+            parts += (type(value), value)
+    return tuple(parts)
+
+
+def _layouts(out: Any) -> Any:
+    """(one tensor?, shape, stride and type of each); None unless all are whole new meta tensors."""
+    single = isinstance(out, Tensor)
+    layouts: list[Any] = []
+    for tensor in (out,) if single else out:
+        if tensor is None:
+            layouts.append(None)
+            continue
+        if not isinstance(tensor, Tensor) or not tensor.is_meta or type(tensor) is not Tensor:
+            return None
+        copy = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+        )
+        if copy.untyped_storage().nbytes() != tensor.untyped_storage().nbytes():
+            return None
+        layouts.append((tensor.shape, tensor.stride(), tensor.dtype))
+    return single, layouts
+
+
+def _alias(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _in_place(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """Nothing to compute on meta; the optimizer's step counters are real."""
+    first = args[0]
+    tensor = first[0] if isinstance(first, (list, tuple)) and first else first
+    if isinstance(tensor, Tensor) and tensor.is_meta:
+        return first if isinstance(first, Tensor) else None
+    return func(*args, **kwargs)
+
+
+def _plain(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    out = tracer.made(func, args, kwargs)
+    if isinstance(out, Tensor):
+        tracer.register(out, func)
+    elif isinstance(out, (tuple, list)):
+        for tensor in out:
+            if isinstance(tensor, Tensor):
+                tracer.register(tensor, func)
+    return out
+
+
+def _unsafe_view(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    return aten.view.default(*args)
 
 
 def _rule(func: Any) -> Any:
@@ -202,13 +271,20 @@ def _rule(func: Any) -> Any:
     workspace = workspaces.OF.get(func)
     if workspace is not None:
         return _with_workspace(workspace)
-    returns = func._schema.returns
-    return _ALIAS if all(r.alias_info is not None for r in returns) else _PLAIN
+    schema = func._schema
+    if not all(r.alias_info is not None for r in schema.returns):
+        return _plain
+    writes = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    name = schema.name.partition("::")[2]
+    if len(writes) == 1 and writes[0] is not None and name.endswith("_"):
+        if writes[0].name == "self" and torch.Tag.inplace_view not in func.tags:
+            return _alias if name in ("set_", "resize_") else _in_place
+    return _alias
 
 
 def _with_workspace(workspace: Callable[..., Any]) -> Callable[..., Any]:
     def record(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        out = func(*args, **kwargs)
+        out = tracer.made(func, args, kwargs)
         outputs = out if isinstance(out, (tuple, list)) else (out,)
         for tensor in outputs[: workspaces.ON_CARD.get(func)]:
             if isinstance(tensor, Tensor):
@@ -224,10 +300,9 @@ def _with_workspace(workspace: Callable[..., Any]) -> Callable[..., Any]:
 
 def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
     """A matrix product; the first of each thread allocates cuBLAS's workspace, for good."""
-    out = func(*args, **kwargs)
-    if type(out) is Tensor:
-        tracer.register(out, func)
-    backward = torch._C._current_autograd_node() is not None
+    out = tracer.made(func, args, kwargs)
+    tracer.register(out, func)
+    backward = torch._C._current_graph_task_id() != -1
     if backward not in tracer.handles and out.is_meta:
         tracer.handles.add(backward)
         tracer.allocate(workspaces.cublas(tracer.card), "cublas")
@@ -242,7 +317,7 @@ def _add(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
     if not kwargs and sys._getframe(2).f_code.co_name == "_engine_run_backward":
         if _unshared(args[0]):
             return args[0]
-    out = func(*args, **kwargs)
+    out = tracer.made(func, args, kwargs)
     tracer.register(out, func)
     return out
 
@@ -282,6 +357,7 @@ _SPECIAL: dict[Any, Any] = {
     aten.bmm.default: _matmul,
     aten.baddbmm.default: _matmul,
     aten.add.Tensor: _add,
+    aten._unsafe_view.default: _unsafe_view,
     aten._local_scalar_dense.default: _scalar,
 }
 
