@@ -174,7 +174,7 @@ def update_stages(
         # In plain types the head's gradient is a transposed view: the sum is then a third tensor.
         third = tied if setting.weight == setting.compute else 0
         stages.append(
-            Stage("backward", "embedding", 0, 0, hidden + table + third + embedding_backward(shape.tokens, model.embedding_width),
+            Stage("backward", "embedding", 0, 0, hidden + table + third + embedding_backward(shape.tokens, model.embedding_width, model.vocab_size),
                   gradients)  # fmt: skip
         )
     return tuple(stages)

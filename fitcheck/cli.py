@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"fitcheck {__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     one = verbs.add_parser("check", help="does it fit, where is the peak, and why")
     add_plan_flags(one)
     shape = one.add_mutually_exclusive_group()
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     shape.add_argument("--explain", action="store_true", help="print every term's formula")
     one.set_defaults(run=run_check)
     listing.add_parsers(verbs)
-    _machine_parser(verbs)
+    verbs.add_parser("machine", help="what this computer has", add_help=False)
     return top
 
 
@@ -93,19 +93,13 @@ def _shown(report: Report, args: argparse.Namespace) -> str:
     return text.report_text(report, min(width, 120), text.colourful(), args.explain)
 
 
-def _machine_parser(verbs: Any) -> None:
-    sub = verbs.add_parser("machine", help="what this computer has", add_help=False)
-    sub.add_argument("rest", nargs=argparse.REMAINDER)
-    sub.set_defaults(run=_machine)
-
-
-def _machine(args: argparse.Namespace) -> int:
+def _machine(argv: Sequence[str]) -> int:
     from fitcheck import machine  # its probes are not needed to judge a named card
 
     top = argparse.ArgumentParser(prog="fitcheck")
     machine.add_parser(top.add_subparsers())
-    parsed = top.parse_args(["machine", *args.rest])
-    return int(parsed.run(parsed))
+    args = top.parse_args(argv)
+    return int(args.run(args))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,10 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles, pipes
-    args = parser().parse_args(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv) or ["check"]
     try:
-        if args.verb is None:
-            args = parser().parse_args(["check"])
+        if words[0] == "machine":
+            return _machine(words)
+        args = parser().parse_args(words)
         return int(args.run(args))
     except FitCheckError as fault:
         print(f"error: {fault.message}", file=sys.stderr)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fitcheck.kernels import attention_backward, up
+from fitcheck.kernels import Call, Card, attention_backward, up
 from fitcheck.model import Model
 from fitcheck.tape import Buffer, Tape
 
@@ -212,7 +212,11 @@ class Block:
             keep.append(tape.new(rows * length * up(reach, 8) * c, c, name="attention mask"))
         result = tape.op(
             "attention", [q, k, v], out, c, saved=keep,
-            temporary=attention_backward(s.kernel, rows, length, heads, kv_heads if not repeated else heads, dim),
+            temporary=attention_backward(
+                s.kernel,
+                Call(rows, length, reach, heads, heads if repeated else kv_heads, dim, c),
+                Card(),
+            ),
         )  # fmt: skip
         if result.edge is not None:
             keep.append(result)  # the kernel's backward reads its own output

@@ -7,7 +7,6 @@ method, add one function here and one step there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from fitcheck import memory
 from fitcheck.activations import Shape
@@ -36,10 +35,7 @@ def inference(scene: Scene) -> Iterator[Phase]:
 def sft(scene: Scene) -> Iterator[Phase]:
     plan = scene.plan
     scene.held = _batch(plan.batch * plan.sequence, "token ids and labels", 16)
-    shape = Shape(plan.micro_batch, plan.sequence, plan.sequence)
-    head = "shifted_lm_loss" if plan.recipe == "hf-4.48" else "lm_loss"
-    if plan.loss != "full":
-        shape, head = replace(shape, scored=plan.sequence - 1), LOSSES[plan.loss]
+    shape, head = _text(scene, plan.micro_batch, plan.sequence)
     yield from scene.update("update", "policy", shape, head, plan.batch // plan.micro_batch)
 
 
@@ -60,8 +56,10 @@ def dpo(scene: Scene) -> Iterator[Phase]:
     for phase in scene.update("update", "policy", shape, LOSSES[plan.loss], steps):
         if phase.name == "update.loss" and plan.reference != "precomputed":
             graph = scene.graph("policy", shape, LOSSES[plan.loss], steps)
+            chunk = Shape(2 * plan.score_batch, plan.sequence, plan.sequence - 1)
+            own = plan.reference == "copy"
             yield scene.forward(
-                "score.reference", role, shape, LOSSES[plan.loss], graph, adapters=role == "reference"
+                "score.reference", role, chunk, LOSSES[plan.loss], graph, adapters=own
             )
         yield phase
 
@@ -74,7 +72,8 @@ def grpo(scene: Scene) -> Iterator[Phase]:
     yield _advantages(scene)
     shape = Shape(plan.micro_batch, scored.length, plan.response)
     steps = plan.minibatch // plan.micro_batch
-    yield from scene.update("update.policy", "policy", shape, LOSSES[plan.loss], steps)
+    update = scene.update("update.policy", "policy", shape, LOSSES[plan.loss], steps)
+    yield from _with_pretraining(scene, update) if plan.ptx_batch else update
 
 
 def ppo(scene: Scene) -> Iterator[Phase]:
@@ -90,6 +89,24 @@ def ppo(scene: Scene) -> Iterator[Phase]:
 
 LOSSES = {"full": "log_probs", "chunked": "chunked_loss", "fused": "fused_loss"}
 METHODS = {f.__name__: f for f in (inference, sft, reward, dpo, grpo, ppo)}
+
+
+def _with_pretraining(scene: Scene, update: Iterator[Phase]) -> Iterator[Phase]:
+    """PPO-ptx: pretraining text through the same phases, on top of PPO's gradients."""
+    plan = scene.plan
+    tokens = plan.prompt + plan.response
+    shape, head = _text(scene, min(plan.micro_batch, plan.ptx_batch), tokens)
+    extra = {p.name: p.moments for p in scene.update("update.policy", "policy", shape, head, 2)}
+    for phase in update:
+        yield Phase(phase.name, (*phase.moments, *extra[phase.name]))
+
+
+def _text(scene: Scene, rows: int, tokens: int) -> tuple[Shape, str]:
+    """Shape and loss of next-token prediction."""
+    if scene.plan.loss != "full":
+        return Shape(rows, tokens, tokens - 1), LOSSES[scene.plan.loss]
+    old = scene.plan.recipe == "hf-4.48"
+    return Shape(rows, tokens, tokens), "shifted_lm_loss" if old else "lm_loss"
 
 
 def _rollout(scene: Scene) -> Iterator[Phase]:
