@@ -215,8 +215,12 @@ def step_temporary(role: Role, optimizer: str, master: bool) -> tuple[int, str]:
             for shape, copies, size, kind in parts
             if not _is_matrix(shape, kind)
         )
-        matrices = [prod(shape) for shape, _, _, kind in parts if _is_matrix(shape, kind)]
-        return copies32 + max(rest, 10 * max(matrices, default=0)), "orthogonalizing the largest matrix"
+        matrices = [
+            prod(shape) * (size + 2 + (2 if size > 2 else 0)) + 6 * min(shape) ** 2
+            for shape, _, size, kind in parts
+            if _is_matrix(shape, kind)
+        ]  # its update, that in bf16, the next iterate, and three small squares
+        return copies32 + max(rest, *matrices, 0), "square roots of AdamW's, or one matrix of Muon"
     return copies32, "fp32 copies of the gradients" if master else "none"
 
 

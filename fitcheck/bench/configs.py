@@ -30,8 +30,12 @@ def config_from(model: Model) -> PretrainedConfig:
         defaults = AutoConfig.for_model(model_type)
     except ValueError:
         raise _cannot(model, f"transformers knows no {model_type!r}") from None
+    if model.hybrid:
+        raise _cannot(model, "its recurrent layers run on kernels that are not modelled")
+    if model.params_vision_audio:
+        raise _cannot(model, "it is more than a language model")
     if not model.is_verified:
-        raise _cannot(model, "the catalog does not know its shape for sure")
+        raise _cannot(model, "its shape is not known for sure")
     shape = {k: v for k, v in _shape(model).items() if _takes(defaults, k) and v is not None}
     if model.head_dim * model.num_attention_heads != model.hidden_size and _free(defaults):
         shape["head_dim"] = model.head_dim  # read even where the class does not declare it
@@ -129,10 +133,6 @@ def _falcon(model: Model) -> dict[str, Any]:
     }
 
 
-def _layer_types(model: Model) -> list[str]:
-    return _spread(dict(model.layer_type_counts or {}))
-
-
 # What an architecture calls by names of its own.
 _OWN: dict[str, Any] = {
     "opt": lambda m: {
@@ -148,6 +148,5 @@ _OWN: dict[str, Any] = {
     "cohere": lambda m: {"use_qk_norm": m.qk_norm},
     "glm4_moe": lambda m: {"use_qk_norm": m.qk_norm},
     "gpt_neo": lambda m: {"attention_types": [[["global", "local"], m.num_layers // 2]]},
-    "lfm2": lambda m: {"block_auto_adjust_ff_dim": False, "layer_types": _layer_types(m)},
     "phimoe": lambda m: {"lm_head_bias": m.lm_head_bias},
 }

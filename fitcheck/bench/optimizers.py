@@ -44,7 +44,7 @@ Maker = Callable[[list[nn.Parameter]], Optimizer]
 
 def optimizer_for(plan: Plan, parameters: list[nn.Parameter]) -> Optimizer:
     """The plan's optimizer over these parameters; weight decay 0 everywhere."""
-    make = _MAKERS[plan.optimizer]
+    make = _MAKERS[plan.optimizer] if plan.optimizer != "muon" else _muon_for(plan)
     if plan.precision == "bf16-master":
         make = _with_masters(make)
     if "optimizer" in plan.offload:
@@ -247,12 +247,19 @@ def _adafactor(parameters: list[nn.Parameter]) -> Optimizer:
     )
 
 
-def _muon(parameters: list[nn.Parameter]) -> Optimizer:
-    """Muon for matrices, AdamW for the rest."""
-    matrices = [p for p in parameters if p.ndim == 2]
-    rest = [p for p in parameters if p.ndim != 2]
-    parts: list[Optimizer] = [torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.0)]
-    return Together(parts + [_adamw(rest)] if rest else parts)
+def _muon_for(plan: Plan) -> Maker:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, heads and the rest."""
+    models = (plan.model, plan.reward_architecture, plan.critic_architecture)
+    tables = {1, *(model.vocab_size for model in models if model is not None)}
+
+    def muon(parameters: list[nn.Parameter]) -> Optimizer:
+        matrices = [p for p in parameters if p.ndim == 2 and p.shape[0] not in tables]
+        chosen = set(map(id, matrices))
+        rest = [p for p in parameters if id(p) not in chosen]
+        first = torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.0)
+        return Together([first, _adamw(rest)] if rest else [first])
+
+    return muon
 
 
 def _adamw_8bit(parameters: list[nn.Parameter]) -> Optimizer:
@@ -294,5 +301,4 @@ _MAKERS: dict[str, Maker] = {
     "adafactor": _adafactor,
     "lion": _lion,
     "sgd": _sgd,
-    "muon": _muon,
 }

@@ -8,31 +8,17 @@ host, and agree with it to the byte (tests/test_trace.py); sources are files of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fitcheck.kernels import Card
+
 aten = torch.ops.aten
 MIB = 2**20
 Sizes = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What of a card decides kernels and their workspaces. Defaults: an A100."""
-
-    capability: tuple[int, int] = (8, 0)
-    sms: int = 108  # streaming multiprocessors
-
-    @property
-    def threads_per_sm(self) -> int:
-        """Resident threads of one multiprocessor: CUDA C++ programming guide, technical specs."""
-        if self.capability == (7, 5):
-            return 1024
-        return 1536 if self.capability in ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1)) else 2048
 
 
 def cublas(card: Card) -> int:
@@ -43,7 +29,7 @@ def cublas(card: Card) -> int:
     return 32 * MIB if card.capability[0] in (9, 10, 12) else (4096 * 2 + 16 * 8) * 1024
 
 
-def flash_forward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def flash_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """Partial results where the keys are split to fill the card: flash_api.cpp, set_params_splitkv."""
     query, key = args[0], args[1]
     batch, heads, tokens, width = query.shape
@@ -61,7 +47,7 @@ def flash_forward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> S
     return each, each * _flash_width(width)
 
 
-def flash_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def flash_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """dO x O, dQ in fp32, and dK and dV for every query head: flash_api.cpp, mha_bwd."""
     query, key = args[1], args[2]
     batch, heads, tokens, width = query.shape
@@ -73,14 +59,14 @@ def flash_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> 
     return sizes
 
 
-def efficient_forward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def efficient_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """The output in fp32 where it does not fit into registers: kernel_forward.h."""
     batch, heads, tokens, width = args[0].shape[:3] + args[2].shape[-1:]
     half = args[0].element_size() == 2
     return (4 * batch * heads * tokens * width,) if half and width > 128 else ()
 
 
-def efficient_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def efficient_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """dO x O, and dQ (of wide heads also dK, dV) in fp32 tiles: kernel_backward.h, workspace_size."""
     query, key = args[1], args[2]
     batch, heads, tokens, width = query.shape
@@ -104,7 +90,7 @@ def _efficient_tiles(capability: tuple[int, int], half: bool, width: int) -> tup
     return (128, 64) if width <= 96 and capability in ((8, 6), (8, 9)) else (128, 128)
 
 
-def embedding_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def embedding_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """Sorted ids and partial sums, above 3 072 tokens: EmbeddingBackwardKernel.cu."""
     gradient, ids, rows = args[0], args[1], args[2]
     tokens = ids.numel()
@@ -116,43 +102,43 @@ def embedding_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any)
     return each, each, each, 8 * distinct, 8 * distinct, 8 * partial, 4 * partial * gradient.shape[-1]
 
 
-def safe_softmax(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def safe_softmax(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """Which scores are minus infinity, and which rows all are: SoftMax.cpp."""
     scores = args[0].numel()
     return scores, scores // args[0].shape[-1], args[0].element_size()
 
 
-def softmax_backward(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def softmax_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """gradient x output: SoftMax.cu."""
     return (args[0].nbytes,)
 
 
-def scan(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def scan(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """The input in the result's type: ScanKernels.cpp."""
     cast = () if args[0].dtype == out.dtype else (out.nbytes,)
     one_row = out.numel() == out.shape[args[1]]
     return (*cast, 1279) if one_row else cast  # CUB's own
 
 
-def multinomial(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def multinomial(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """Checks, exponential noise of the size of the probabilities, an argmax: Distributions.cpp."""
     rows = args[0]
-    return 4, 4, 1, 1, rows.nbytes, *argmax(card, (rows, -1), kwargs, out)
+    return 4, 4, 1, 1, rows.nbytes, *argmax(card, (rows, -1), out)
 
 
-def argmax(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def argmax(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """As `reduction`, with a value and an index for each partial result."""
     return _reduce(card, args[0], args[1] if len(args) > 1 else None, 16)
 
 
-def foreach_norm(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def foreach_norm(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """Norms of chunks of 65 536 elements, fp32: ForeachReduceOp.cu."""
     tensors = args[0]
     chunks = max(_parts(t.numel(), 65536) for t in tensors)
     return (4 * len(tensors) * chunks,)
 
 
-def reduction(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def reduction(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """Partial results of blocks, where the rows of one output are shared out: Reduce.cuh."""
     source = args[0]
     dims = args[1] if len(args) > 1 else None
@@ -162,7 +148,7 @@ def reduction(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes
     return source.numel() * out.element_size(), *partial  # cast first
 
 
-def index(card: Card, args: tuple[Any, ...], kwargs: Any, out: Any) -> Sizes:
+def index(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """Indices in one and the same layout: AdvancedIndex, TensorAdvancedIndexing.cpp."""
     given = [i for i in args[1] if i is not None]
     spread = torch.broadcast_tensors(*given)
@@ -176,12 +162,12 @@ def _reduce(card: Card, source: Tensor, dims: Any, result: int) -> Sizes:
     wanted = [dims] if isinstance(dims, int) else dims or range(source.dim())
     reduced = tuple(sorted(d % source.dim() for d in wanted)) if source.dim() else ()
     shape, strides = tuple(source.shape), source.stride()
-    return _reduction(shape, strides, reduced, result, card.sms, card.threads_per_sm)
+    return _reduction(shape, strides, reduced, result, card.sms, card.threads)
 
 
 @lru_cache(maxsize=4096)
 def _reduction(
-    shape: Sizes, strides: Sizes, reduced: Sizes, result: int, sms: int, threads_per_sm: int
+    shape: Sizes, strides: Sizes, reduced: Sizes, result: int, sms: int, threads: int
 ) -> Sizes:
     """setReduceConfig and global_memory_size of Reduce.cuh."""
     dims = _coalesced(shape, strides, reduced)
@@ -223,7 +209,7 @@ def _reduction(
     else:
         step_out *= height
     grid = _parts(outputs // vector, step_out)
-    target = sms * (threads_per_sm // (width * height))
+    target = sms * (threads // (width * height))
     if not across or per_thread < 256 or grid > target:
         return ()
     blocks = max(min(_parts(target, grid), _parts(per_thread, 16)), _parts(per_thread, 256))
@@ -275,7 +261,7 @@ def _pow2(n: int) -> int:
     return 1 << (max(n, 1).bit_length() - 1)
 
 
-OF: dict[Any, Callable[[Card, tuple[Any, ...], Any, Any], Sizes]] = {
+OF: dict[Any, Callable[[Card, tuple[Any, ...], Any], Sizes]] = {
     aten._scaled_dot_product_flash_attention.default: flash_forward,
     aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
     aten._scaled_dot_product_efficient_attention.default: efficient_forward,

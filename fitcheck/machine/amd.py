@@ -40,8 +40,8 @@ def probe(system: System, found: Findings) -> None:
         if targets is None:
             targets = _targets(system, found)
             _note_access(system, found)
-        if accelerator := _accelerator(system, found, index, card, targets.get(card.slot)):
-            found.accelerators.append(accelerator)
+        gfx = targets.get(card.slot)
+        found.accelerators.append(_accelerator(system, found, index, card, gfx))
 
 
 def _note_access(system: System, found: Findings) -> None:
@@ -86,7 +86,7 @@ def gfx_name(version: int) -> str:
 
 def _accelerator(
     system: System, found: Findings, index: int, card: DrmCard, gfx: str | None
-) -> Accelerator | None:
+) -> Accelerator:
     keys = ("vram_total", "vram_used", "gtt_total", "gtt_used")
     sizes = {key: found.number(system, f"{card.path}/mem_info_{key}") for key in keys}
     revision = (found.text(system, f"{card.path}/revision") or "").removeprefix("0x").lower()
@@ -101,19 +101,19 @@ def _accelerator(
         driver=card.driver or None,
         pci_id=f"{card.device}:{revision}" if revision else card.device,
         gfx=gfx,
-        notes=tuple(SUPPORT_NOTES[gfx] for _ in range(1) if gfx in SUPPORT_NOTES),
+        notes=(SUPPORT_NOTES[gfx],) if gfx in SUPPORT_NOTES else (),
     )
-    if not _is_apu(card, gfx, vram or 0, gtt or 0):
+    if not _is_apu(card, gfx, vram, gtt or 0):
         return accelerator
     return _apu(system, accelerator, vram or 0, gtt or 0, sizes["gtt_used"] or 0)
 
 
-def _is_apu(card: DrmCard, gfx: str | None, vram: int, gtt: int) -> bool:
+def _is_apu(card: DrmCard, gfx: str | None, vram: int | None, gtt: int) -> bool:
     """By target, never by name: a reflashed MI50 calls itself AMD Radeon Graphics (llmfit #638)."""
     if gfx is not None:
         return gfx in APU_TARGETS or card.device in APU_DEVICES
     # Without the compute driver: a small carve-out beside a large share of RAM (ComfyUI monitor).
-    return vram < 8 * GIB and gtt >= 4 * max(vram, 1)
+    return vram is not None and vram < 8 * GIB and gtt >= 4 * vram > 0
 
 
 def _apu(system: System, card: Accelerator, vram: int, gtt: int, gtt_used: int) -> Accelerator:

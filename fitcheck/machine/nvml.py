@@ -236,4 +236,4 @@ def _memory_words(memory: Any) -> str:
 
 def _process_words(processes: Any) -> str:
     """Sizes only: process numbers and names are nobody else's business."""
-    return f"{len(processes)} processes: {[process.usedGpuMemory for process in processes]}"
+    return str([process.usedGpuMemory for process in processes])

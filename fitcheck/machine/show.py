@@ -13,7 +13,7 @@ from fitcheck.machine.ask import System
 from fitcheck.machine.inventory import best, detect, holders
 
 GIB = 2**30
-PACKAGES = ("fitcheck-rlhf", "nvidia-ml-py", "psutil", "torch")
+PACKAGES = ("nvidia-ml-py", "psutil", "torch")
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -75,7 +75,7 @@ def _card_lines(card: Accelerator, processes: str) -> list[str]:
         _row("reserved", memory.reserve_bytes, "" if card.total_estimated else guess),
         _row("others", memory.other_bytes, processes),
         _row("usable", memory.usable_bytes, ""),
-        f"  {'why':<9} {memory.why}",
+        f"  {'why':<9} " + memory.why.replace(" - ", f"\n{'':<12}- "),
     ]
     if row is None:
         lines.append(f"  {'catalog':<9} not in it: no speed estimates")
@@ -166,14 +166,16 @@ def doctor(machine: Machine) -> str:
 
     Without what identifies: no host, user, process or path of a home; card UUIDs are cut short.
     """
-    lines = ["FitCheck machine report", f"python {sys.version.split()[0]}", machine.system]
+    version = getattr(sys.modules["fitcheck"], "__version__", "(unknown)")
+    lines = [f"FitCheck {version} machine report", f"python {sys.version.split()[0]}"]
+    lines.append(f"{machine.system}, {machine.cpus} processors")
     lines += [f"{package} {_version(package)}" for package in PACKAGES]
     lines += ["", "Answers"]
     for question, answer in machine.raw:
         lines.append(f"  {question}: {' | '.join(answer.splitlines())}")
     lines += ["", "Conclusions"]
     for card in machine.accelerators:
-        lines += [f"  {line}" for line in _card_lines(card, f"  {len(card.holders)} processes")]
+        lines += [f"  {line}" for line in _card_lines(card, f"  processes: {len(card.holders)}")]
     lines += [f"  {line}" for line in _ram_lines(machine.ram)]
     lines += ["", "Notes", *(f"  {note}" for note in machine.notes)]
     return _without_names("\n".join(lines))
