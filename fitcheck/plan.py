@@ -9,17 +9,21 @@ that field. None means "the default for this method"; a field that the method do
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fitcheck.errors import FitCheckError
 from fitcheck.gpu import GPU, UsableMemory
 from fitcheck.model import Model
+from fitcheck.weights import has_closed_form, weights
 
 METHODS = ("ppo", "inference", "sft", "reward", "dpo", "grpo")
 TRAINING = ("ppo", "sft", "reward", "dpo", "grpo")
 ROLLOUT = ("ppo", "grpo")
 EXAMPLES = ("sft", "reward", "dpo")
+SCORING = ("ppo", "grpo", "dpo")  # methods with a forward pass that needs no gradients
+LOGITS = ("ppo", "sft", "dpo", "grpo")  # methods that train through the vocabulary
 LORA_TARGETS = ("all-linear", "attention")
 PRECISIONS = ("bf16", "fp16", "fp32", "bf16-mixed", "fp16-mixed", "bf16-autocast", "bf16-master")
 OPTIMIZERS = (
@@ -34,6 +38,7 @@ GGUF_QUANTS = (
 QUANTS = ("bf16", "fp16", "fp32", "fp8", "int8", "nf4", "awq", "gptq", "mxfp4", *GGUF_QUANTS[:-2])
 KV_TYPES = ("bf16", "fp16", "fp8", "q8_0", "q4_0")
 _LARGEST = 100_000_000  # more tokens or sequences than this is a slip of the finger
+_LARGEST_RAM = 2**50  # and so is a host of more than a PiB
 
 
 def knob(
@@ -69,14 +74,14 @@ class Plan:
     checkpointing: bool = knob("activation (gradient) checkpointing", TRAINING, "flag")
     attention: str = knob("attention kernel", METHODS, choices=("sdpa", "flash", "eager"))
     padding: str = knob("rows of a batch", TRAINING, choices=("padded", "none", "packed"))
-    loss: str = knob("how logits are made", TRAINING, choices=("full", "chunked", "fused"))
+    loss: str = knob("how logits are made", LOGITS, choices=("full", "chunked", "fused"))
     sequence: int = knob("tokens of one example, prompt and completion", EXAMPLES, "int")
     prompt: int = knob("prompt tokens", ROLLOUT, "int")
     response: int = knob("response tokens", ROLLOUT, "int")
     batch: int = knob("prompts, completions, pairs or examples per batch", TRAINING, "int")
     micro_batch: int = knob("of these, in one forward and backward", TRAINING, "int")
     minibatch: int = knob("sequences in one optimizer step", ROLLOUT, "int")
-    score_batch: int = knob("sequences in one forward without gradients", TRAINING, "int")
+    score_batch: int = knob("sequences in one forward without gradients", SCORING, "int")
     epochs: int = knob("passes over a rollout batch", ROLLOUT, "int")
     group: int = knob("completions per prompt", ("grpo",), "int")
     ptx_batch: int = knob("pretraining sequences mixed into the update", ("ppo",), "int")
@@ -91,8 +96,8 @@ class Plan:
     )
     critic_tuning: str = knob("what of it trains", ("ppo",), choices=("full", "lora", "qlora"))
     reference: str = knob(
-        "the reference policy",
-        *(("ppo", "grpo", "dpo"), "choice", ("copy", "adapter", "precomputed", "none")),
+        *("the reference policy", SCORING, "choice"),
+        choices=("copy", "adapter", "precomputed", "none"),
     )
     offload: tuple[str, ...] = knob("kept in RAM while not in use", TRAINING, "list", OFFLOADS)
     empty_cache: bool = knob("empty the allocator's cache between phases", TRAINING, "flag")
@@ -113,17 +118,26 @@ class Plan:
         if self.memory is None:
             put(self, "memory", self.gpu.usable_memory())
         put(self, "given", frozenset(name for name in KNOBS if getattr(self, name) is not None))
-        for name in self.given:
+        for name in sorted(self.given):
             _check_value(self, name)
-        for name, value in _defaults(self).items():
+        wishes = {name: getattr(self, name) for name in self.given}
+        defaults = _defaults(self.method, wishes)
+        for name in sorted(self.given - defaults.keys()):
+            raise FitCheckError(f"--{_flag(name)} has no meaning in this plan", _NEEDS[name])
+        for name, value in defaults.items():
             if getattr(self, name) is None:
                 put(self, name, value)
         _check_together(self)
 
     def change(self, **changes: Any) -> Plan:
-        """This plan with some fields changed; what was never set explicitly follows its defaults."""
-        method = changes.get("method", self.method)
-        kept = {n: getattr(self, n) for n in self.given if method in KNOBS[n]["methods"]}
+        """This plan with some fields changed.
+
+        What was never set explicitly follows its defaults; what the changed plan has no use for
+        is forgotten.
+        """
+        wishes = {name: getattr(self, name) for name in self.given} | changes
+        used = _defaults(changes.get("method", self.method), wishes)
+        kept = {name: value for name, value in wishes.items() if name in used}
         hardware = {n: getattr(self, n) for n in ("model", "gpu", "gpus", "nodes", "ram")}
         if "gpu" not in changes:
             hardware["memory"] = self.memory
@@ -185,63 +199,86 @@ class Plan:
 KNOBS: dict[str, Any] = {f.name: f.metadata for f in dataclasses.fields(Plan) if f.metadata}
 
 
-def _defaults(plan: Plan) -> dict[str, Any]:
-    """The default of every field that the method uses, given what was set explicitly."""
-    method, given = plan.method, plan.given
+def _defaults(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of every field that a plan uses, given what was set explicitly."""
     values: dict[str, Any] = {"sharding": "none", "attention": "sdpa", "recipe": "plain"}
     if method == "inference":
+        quant = given.get("quant", "bf16")
         return values | {
-            **{"precision": "bf16", "quant": "bf16", "context": 4096},
-            **{"concurrency": 1, "kv_cache": "bf16"},
+            **{"precision": quant if quant in ("fp16", "fp32") else "bf16", "quant": "bf16"},
+            **{"context": 4096, "concurrency": 1, "kv_cache": "bf16"},
         }
-    tuning = plan.tuning or "full"
-    batch = plan.batch or 8
+    tuning, batch = given.get("tuning", "full"), given.get("batch", 8)
     adapters = tuning != "full"
     values |= {
-        **{"tuning": tuning, "optimizer": "adamw", "checkpointing": True, "loss": "full"},
+        **{"tuning": "full", "optimizer": "adamw", "checkpointing": True},
         **{"precision": "bf16-autocast" if adapters else "bf16-mixed"},
-        **{"padding": "none" if method == "sft" else "padded", "batch": batch, "micro_batch": 1},
+        **{"padding": "none" if method == "sft" else "padded", "batch": 8, "micro_batch": 1},
         **{"offload": (), "empty_cache": False},
     }
-    critic_adapters = (plan.critic_tuning or tuning) != "full" and plan.critic != "shared"
-    if adapters or (method == "ppo" and critic_adapters):
-        values |= {"lora_rank": 16, "lora_targets": "all-linear", "adapter_precision": "fp32"}
+    if method in LOGITS:
+        values["loss"] = "full"
     if method in EXAMPLES:
         values["sequence"] = 2048
-    if method in ("ppo", "grpo", "dpo"):
+    if method in SCORING:
         values["reference"] = "adapter" if adapters else "copy"
-        if method != "dpo" or plan.reference != "precomputed":
-            values["score_batch"] = plan.micro_batch or 1
+        if given.get("reference") != "precomputed":
+            values["score_batch"] = given.get("micro_batch", 1)
     if method in ROLLOUT:
-        values |= {
-            **{"prompt": 512, "response": 512, "minibatch": batch, "reward_model": "policy"},
-            **{"epochs": 4 if method == "ppo" else 1, "rollout": "transformers"},
-        }
-        if plan.reward_model not in ("rule", "adapter"):
-            values["reward_precision"] = "bf16"
-        if plan.rollout in ("vllm", "sglang"):
-            values |= {"rollout_memory": 0.3, "rollout_sleep": False}
+        values |= _rollout_defaults(method, given, batch)
     if method == "grpo":
         values["group"] = 8
+    critic_tuning = "full"
     if method == "ppo":
-        critic = plan.critic or ("adapter" if plan.reward_model == "adapter" else "reward")
-        values |= {"ptx_batch": 0, "critic": critic}
-        if critic not in ("shared", "adapter"):
+        scored_on_policy = given.get("reward_model") == "adapter"
+        values |= {"ptx_batch": 0, "critic": "adapter" if scored_on_policy else "reward"}
+        if given.get("critic", values["critic"]) not in ("shared", "adapter"):
             values["critic_tuning"] = tuning
-    for name in given:
-        values.pop(name, None)
+            critic_tuning = given.get("critic_tuning", tuning)
+    if adapters or critic_tuning != "full":
+        values |= {"lora_rank": 16, "lora_targets": "all-linear", "adapter_precision": "fp32"}
     return values
 
 
+def _rollout_defaults(method: str, given: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        **{"prompt": 512, "response": 512, "minibatch": batch, "reward_model": "policy"},
+        **{"epochs": 4 if method == "ppo" else 1, "rollout": "transformers"},
+    }
+    if given.get("reward_model") not in ("rule", "adapter"):
+        values["reward_precision"] = "bf16"
+    if given.get("rollout") in ("vllm", "sglang"):
+        values |= {"rollout_memory": 0.3, "rollout_sleep": False}
+    return values
+
+
+# Knobs that only some plans of a method use, and what would make a plan one of them.
+_NEEDS = dict.fromkeys(
+    ("lora_rank", "lora_targets", "adapter_precision"),
+    "nothing has an adapter: add --tuning lora or --tuning qlora",
+) | {
+    "rollout_memory": "it is the share of an engine: add --rollout vllm or --rollout sglang",
+    "rollout_sleep": "an engine can sleep: add --rollout vllm or --rollout sglang",
+    "reward_precision": "there is no reward model of its own: choose one with --reward-model",
+    "critic_tuning": "there is no critic of its own: choose one with --critic",
+    "score_batch": "with --reference precomputed no pass is without gradients",
+}
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
 def _choice_error(name: str, value: object, choices: tuple[str, ...]) -> FitCheckError:
-    flag = "--" + name.replace("_", "-")
-    return FitCheckError(f"{flag} cannot be {value!r}", f"choose one of: {', '.join(choices)}")
+    return FitCheckError(
+        f"--{_flag(name)} cannot be {value!r}", f"choose one of: {', '.join(choices)}"
+    )
 
 
 def _check_value(plan: Plan, name: str) -> None:
     """One explicitly set field: used by the method, of its type, among its choices."""
     value, knob = getattr(plan, name), KNOBS[name]
-    flag, kind, choices = "--" + name.replace("_", "-"), knob["kind"], knob["choices"]
+    flag, kind, choices = f"--{_flag(name)}", knob["kind"], knob["choices"]
     if plan.method not in knob["methods"]:
         raise FitCheckError(
             f"{flag} has no meaning for {plan.method}",
@@ -250,75 +287,117 @@ def _check_value(plan: Plan, name: str) -> None:
     if kind == "choice" and value not in choices:
         raise _choice_error(name, value, choices)
     if kind == "int":
-        least = 0 if name == "ptx_batch" else 1
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
-            raise FitCheckError(
-                f"{flag} cannot be {value!r}", f"a whole number from {least} to {_LARGEST:,}"
-            )
+        _check_whole(name, value, 0 if name == "ptx_batch" else 1, _LARGEST)
     if kind == "flag" and not isinstance(value, bool):
         raise _choice_error(name, value, ("on", "off"))
     if kind == "share" and not (isinstance(value, (int, float)) and 0 < value < 1):
         raise FitCheckError(f"{flag} cannot be {value!r}", "a share between 0 and 1, such as 0.3")
     if kind == "model" and not isinstance(value, Model) and value not in choices:
         raise _choice_error(name, value, (*choices, "a model of the catalog"))
-    if name == "offload":
-        for part in value:
-            if part not in choices:
-                raise _choice_error(name, part, choices)
-    if name == "lora_targets" and isinstance(value, str) and value not in choices:
-        raise _choice_error(name, value, (*choices, "a list of layer names"))
+    if kind == "list":
+        _check_list(name, value, choices)
+
+
+def _check_whole(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise FitCheckError(
+            f"--{_flag(name)} cannot be {value!r}", f"a whole number from {least} to {most:,}"
+        )
+
+
+def _check_list(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """offload: some of its choices, or nothing; lora_targets: one of them, or names of layers."""
+    if name == "lora_targets" and value in choices:
+        return
+    parts = value if isinstance(value, tuple) and all(isinstance(v, str) for v in value) else None
+    if parts is None or (name == "lora_targets" and not all(("", *parts)[1:] or [""])):
+        raise _choice_error(name, value, (*choices, "a list of names"))
+    for part in parts if name == "offload" else ():
+        if part not in choices:
+            raise _choice_error(name, part, choices)
 
 
 def _check_together(plan: Plan) -> None:
     """What two or more fields must agree on."""
-    if plan.gpus != 1 or plan.nodes != 1:
+    for name in ("gpus", "nodes"):
+        _check_whole(name, getattr(plan, name), 1, _LARGEST)
+    if plan.gpus > 1 or plan.nodes > 1:
         raise FitCheckError(
             "more than one GPU is not modelled yet",
             "ask for one card with --gpus 1 --nodes 1; sharding is on the way",
         )
-    if plan.ram is not None and plan.ram <= 0:
-        raise FitCheckError(f"--ram cannot be {plan.ram}", "bytes of memory, such as 64gib")
-    longest = plan.model.max_position_embeddings
-    if longest and plan.tokens > longest:
-        raise FitCheckError(
-            f"{plan.tokens:,} tokens are more than the {longest:,} that {plan.model.id} can read",
-            "lower " + {"inference": "--context"}.get(plan.method, "--sequence")
-            if plan.method not in ROLLOUT
-            else "lower --prompt or --response",
-        )
-    if plan.method != "inference":
+    if plan.ram is not None:
+        if isinstance(plan.ram, bool) or not isinstance(plan.ram, int):
+            raise FitCheckError(f"--ram cannot be {plan.ram!r}", "bytes, or such as 64gib")
+        if not 0 < plan.ram <= _LARGEST_RAM:
+            raise FitCheckError(f"--ram cannot be {plan.ram:,} B", "memory such as 64gib")
+    _check_length(plan, plan.model, _SHORTER[plan.method])
+    if plan.attention == "flash":
+        _check_flash(plan)
+    if plan.method == "inference":
+        _check_inference(plan)
+    else:
         _check_sizes(plan)
         _check_training(plan)
-    elif plan.precision.endswith(("-mixed", "-autocast", "-master")):
+
+
+_SHORTER = dict.fromkeys(EXAMPLES, "lower --sequence") | {"inference": "lower --context"}
+_SHORTER |= dict.fromkeys(ROLLOUT, "lower --prompt or --response")
+
+
+def _check_length(plan: Plan, model: Model, hint: str) -> None:
+    longest = model.max_position_embeddings
+    if longest and plan.tokens > longest:
+        raise FitCheckError(
+            f"{plan.tokens:,} tokens are more than the {longest:,} that {model.id} can read", hint
+        )
+
+
+def _check_flash(plan: Plan) -> None:
+    """What flash-attn 2 runs on: 16-bit products, NVIDIA cards from Ampere on (its README)."""
+    if plan.compute_dtype == "fp32":
+        raise FitCheckError(
+            "--attention flash computes in 16 bits, and --precision fp32 does not",
+            "use --attention sdpa",
+        )
+    capability = plan.gpu.compute_capability
+    if capability is not None and capability < (8, 0):
+        raise FitCheckError(
+            f"--attention flash needs an Ampere card or a newer one; {plan.gpu.name} is older",
+            "use --attention sdpa",
+        )
+
+
+def _check_inference(plan: Plan) -> None:
+    if plan.precision.endswith(("-mixed", "-autocast", "-master")):
         raise _choice_error("precision", plan.precision, ("bf16", "fp16", "fp32"))
+    if plan.quant in ("bf16", "fp16", "fp32") and plan.quant != plan.precision:
+        raise FitCheckError(
+            f"--quant {plan.quant} weights are multiplied as they are, not in {plan.precision}",
+            f"use --precision {plan.quant}, or leave it out",
+        )
 
 
 def _check_sizes(plan: Plan) -> None:
     """Each size divides the next larger one."""
-    chain = [("micro_batch", plan.micro_batch), ("minibatch", plan.minibatch)]
-    pairs = [*chain, ("batch", plan.batch)] if plan.minibatch else [chain[0], ("batch", plan.batch)]
-    links = list(zip(pairs, pairs[1:], strict=False))
-    if plan.score_batch:
-        links.append((("score_batch", plan.score_batch), ("batch", plan.batch)))
+    links = [("micro_batch", "batch")]
+    if plan.minibatch:
+        links = [("micro_batch", "minibatch"), ("minibatch", "batch")]
+    if plan.score_batch:  # DPO's reference scores what the policy just saw
+        links.append(("score_batch", "micro_batch" if plan.method == "dpo" else "batch"))
     if plan.group:
-        links.append((("group", plan.group), ("batch", plan.batch)))
-    for (small, size), (large, whole) in links:
+        links.append(("group", "batch"))
+    for small, large in links:
+        size, whole = getattr(plan, small), getattr(plan, large)
         if whole % size:
             raise FitCheckError(
-                f"--{small.replace('_', '-')} {size} does not divide --{large} {whole}",
+                f"--{_flag(small)} {size} does not divide --{_flag(large)} {whole}",
                 "choose sizes where each divides the next larger one",
             )
 
 
 def _check_training(plan: Plan) -> None:
     adapters = plan.tuning != "full"
-    if not adapters:
-        for name in plan.given & {"lora_rank", "lora_targets", "adapter_precision"}:
-            if plan.critic_tuning in (None, "full"):
-                raise FitCheckError(
-                    f"--{name.replace('_', '-')} has no meaning with --tuning full",
-                    "add --tuning lora or --tuning qlora",
-                )
     if adapters and plan.precision == "bf16-master":
         raise FitCheckError(
             "--precision bf16-master keeps fp32 copies of weights that train; adapters need none",
@@ -333,16 +412,52 @@ def _check_training(plan: Plan) -> None:
     for name in ("reward_model", "critic"):
         if getattr(plan, name) == "adapter" and not adapters:
             raise FitCheckError(
-                f"--{name.replace('_', '-')} adapter needs a frozen base to sit on",
+                f"--{_flag(name)} adapter needs a frozen base to sit on",
                 "add --tuning lora or --tuning qlora",
             )
-    for model in (plan.reward_architecture, plan.critic_architecture):
-        longest = model.max_position_embeddings if model else None
-        if longest and plan.tokens > longest:
-            raise FitCheckError(
-                f"{plan.tokens:,} tokens are more than the {longest:,} that {model.id} can read",  # type: ignore[union-attr]
-                "lower --prompt or --response, or choose another reward model",
-            )
+    for flag, model in (
+        ("--reward-model", plan.reward_architecture),
+        ("--critic", plan.critic_architecture),
+    ):
+        if model is not None:
+            _check_length(plan, model, f"lower --prompt or --response, or choose another {flag}")
+    _check_offload(plan)
+    if plan.lora_rank:
+        _check_adapters(plan)
+
+
+def _check_adapters(plan: Plan) -> None:
+    """A rank that is one, and names of layers that exist."""
+    critic = plan.critic_architecture if plan.critic_tuning != "full" else None
+    models = [plan.model] if plan.tuning != "full" else []
+    models += [critic] if critic and critic is not plan.model else []
+    narrowest = min(models, key=lambda model: model.hidden_size)
+    if plan.lora_rank > narrowest.hidden_size:
+        raise FitCheckError(
+            f"--lora-rank {plan.lora_rank:,} is more than the width of {narrowest.id}, "
+            f"{narrowest.hidden_size:,}",
+            "ranks of 8 to 256 are usual",
+        )
+    if isinstance(plan.lora_targets, str) or not all(map(has_closed_form, models)):
+        return
+    known = {
+        model.id: {w.name.rpartition(".")[2] for w in weights(model) if w.kind == "linear"}
+        for model in models
+    }
+    for name in plan.lora_targets:
+        if not any(name in names for names in known.values()):
+            raise _no_layer(repr(name), known)
+    for owner, names in known.items():
+        if not names.intersection(plan.lora_targets):
+            raise _no_layer(" or ".join(map(repr, plan.lora_targets)), {owner: names})
+
+
+def _no_layer(called: str, known: Mapping[str, set[str]]) -> FitCheckError:
+    owner, names = next(iter(known.items()))
+    return FitCheckError(
+        f"--lora-targets: no linear layer of {owner} is called {called}",
+        f"its linear layers: {', '.join(sorted(names))}; or all-linear, or attention",
+    )
 
 
 def _check_reference(plan: Plan, adapters: bool) -> None:
@@ -358,14 +473,22 @@ def _check_reference(plan: Plan, adapters: bool) -> None:
         )
     if plan.reference == "none" and plan.method == "dpo":
         raise FitCheckError("dpo compares with a reference", "use copy, adapter or precomputed")
+
+
+def _check_offload(plan: Plan) -> None:
     held = {
         "reference": plan.reference == "copy",
         "reward": plan.reward_architecture is not None,
         "critic": plan.critic_architecture is not None,
-        "optimizer": plan.optimizer is not None,
+        "optimizer": True,
     }
     for part in plan.offload:
         if not held[part]:
             raise FitCheckError(
                 f"--offload {part}: this plan keeps no {part} of its own", "leave it out"
             )
+    if "optimizer" in plan.offload and plan.optimizer not in ("adamw", "adamw-fused"):
+        raise FitCheckError(
+            f"--offload optimizer runs Adam on the CPU, not {plan.optimizer}",
+            "use --optimizer adamw, or leave the optimizer on the card",
+        )

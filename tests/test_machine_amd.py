@@ -25,13 +25,13 @@ def test_a_card_and_an_integrated_gpu_are_two(world: World) -> None:
     assert card.gpu is not None and card.gpu.id == "amd-radeon-rx-7900-xtx"
     assert card.free_bytes == (24560 - 812) * MIB, "used has the driver's share in it"
     assert (integrated.gfx, integrated.unified, integrated.gpu) == ("gfx1036", True, None)
-    assert integrated.total_bytes == 31 * GIB > card.total_bytes
+    assert integrated.free_bytes > card.free_bytes
     judged = best(machine)
     assert judged is not None and judged.name == card.name
 
 
 def test_a_small_discrete_card_is_no_apu(world: World) -> None:
-    """Sizes alone would say so: 4 GiB beside a GTT of 31."""
+    """Sizes alone would say so: 4 GiB beside a GTT of 62."""
     world.load("amd_7900xtx_and_igpu")
     world.write("/sys/class/drm/card1/device/mem_info_vram_total", str(4080 * MIB))
     assert detect(world.system()).accelerators[0].total_bytes == 4080 * MIB

@@ -91,10 +91,21 @@ def as_on_cuda(capability: tuple[int, int]) -> Iterator[None]:
         return _attention(capability, query, key, value, *options)
 
     F.scaled_dot_product_attention = scaled_dot_product_attention  # type: ignore[assignment]
+    softmax, F.softmax = F.softmax, _softmax  # type: ignore[assignment]
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = real
+        F.scaled_dot_product_attention, F.softmax = real, softmax
+
+
+_real_softmax = F.softmax
+
+
+def _softmax(input: Tensor, dim: int | None = None, *rest: Any, **options: Any) -> Tensor:
+    """F.softmax; CUDA reads fp16 and writes fp32 in one kernel, without a copy (SoftMax.cpp)."""
+    if input.is_meta and input.dtype == torch.float16 and options.get("dtype") == torch.float32:
+        return aten._softmax(input, dim, True)  # type: ignore[no-any-return]
+    return _real_softmax(input, dim, *rest, **options)
 
 
 def _attention(

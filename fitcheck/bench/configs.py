@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from fitcheck.errors import FitCheckError
 from fitcheck.model import Model
@@ -37,7 +38,9 @@ def config_from(model: Model) -> PretrainedConfig:
     if not model.is_verified:
         raise _cannot(model, "its shape is not known for sure")
     shape = {k: v for k, v in _shape(model).items() if _takes(defaults, k) and v is not None}
-    if model.head_dim * model.num_attention_heads != model.hidden_size and _free(defaults):
+    if model.attention.kind == "MLA":
+        shape.pop("head_dim", None)  # there the part of a head that is rotated
+    elif model.head_dim * model.num_attention_heads != model.hidden_size and _free(defaults):
         shape["head_dim"] = model.head_dim  # read even where the class does not declare it
     shape |= _OWN.get(model_type, lambda _: {})(model)
     if (defaults.pad_token_id or 0) >= model.vocab_size:
@@ -54,7 +57,31 @@ def config_from(model: Model) -> PretrainedConfig:
     return config
 
 
-def checked_size(model: Model, module: nn.Module, headless: bool) -> None:
+def empty_module(
+    model: Model, dtype: torch.dtype, device: torch.device, attention: str | None, headless: bool
+) -> Any:
+    """The row's module with random weights, without its vocabulary head if headless.
+
+    FitCheckError where transformers cannot build it, or not with the row's parameters.
+    """
+    config = config_from(model)
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    if experts and device.type == "meta" and dtype == torch.float32:
+        raise FitCheckError(
+            "a dry run of experts in fp32 is not possible: PyTorch traces them in 16 bit only",
+            "add --precision bf16-autocast or bf16",
+        )
+    auto = AutoModel if headless else AutoModelForCausalLM
+    try:
+        with device:
+            module = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+    except (AttributeError, ImportError, ValueError) as fault:
+        raise _cannot(model, str(fault).split("\n")[0]) from fault
+    _check_size(model, module, headless)
+    return module
+
+
+def _check_size(model: Model, module: nn.Module, headless: bool) -> None:
     """FitCheckError unless the module has exactly the parameters that the catalog states."""
     expected = model.backbone_params if headless else model.params
     count = sum(p.numel() for p in module.parameters())

@@ -17,7 +17,9 @@ def to_card(module: nn.Module, device: torch.device) -> None:
     """Bring them back."""
     _move(
         module,
-        lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device) if t.is_meta else t.to(device),
+        lambda t: (
+            torch.empty(t.shape, dtype=t.dtype, device=t.device) if t.is_meta else t.to(device)
+        ),
     )
 
 

@@ -232,9 +232,7 @@ def dequantize_nf4(
 
 
 @dequantize_nf4.register_fake
-def _(
-    packed: Tensor, absmax: Tensor, outputs: int, inputs: int, dtype: torch.dtype
-) -> Tensor:
+def _(packed: Tensor, absmax: Tensor, outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
     return packed.new_empty(outputs, inputs, dtype=dtype)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM
 
 from fitcheck.bench.adapters import (
     adapter_parameters,
@@ -23,7 +22,7 @@ from fitcheck.bench.adapters import (
     set_adapter,
     without_adapters,
 )
-from fitcheck.bench.configs import checked_size, config_from
+from fitcheck.bench.configs import empty_module
 from fitcheck.bench.offload import to_card, to_ram
 from fitcheck.bench.optimizers import Optimizer, optimizer_for
 from fitcheck.bench.precision import DTYPES, autocast, checkpoint_contexts, keep_rotary_in_fp32
@@ -110,17 +109,18 @@ def build(plan: Plan, device: torch.device, attn_implementation: str | None = No
     return _Builder(plan, device, attn_implementation or _attention(plan, device)).roles()
 
 
-def _attention(plan: Plan, device: torch.device) -> str:
-    if plan.attention == "flash":
-        return "flash_attention_2" if device.type == "cuda" else "sdpa"
-    return plan.attention
+def _attention(plan: Plan, device: torch.device) -> str | None:
+    """None lets transformers choose: sdpa, or eager for the few classes that have no sdpa."""
+    if plan.attention == "flash" and device.type == "cuda":
+        return "flash_attention_2"
+    return "eager" if plan.attention == "eager" else None
 
 
 @dataclass(slots=True)
 class _Builder:
     plan: Plan
     device: torch.device
-    attention: str
+    attention: str | None
 
     def roles(self) -> Roles:
         """All of them, each in its type and on its device."""
@@ -162,12 +162,8 @@ class _Builder:
 
     def module(self, model: Model, dtype: str, quant: str | None, headless: bool) -> Any:
         """A model in that type, without its vocabulary head where there is no use for one."""
-        auto = AutoModel if headless else AutoModelForCausalLM
-        with torch.device("meta") if quant else self.device:
-            module = auto.from_config(
-                config_from(model), dtype=DTYPES[dtype], attn_implementation=self.attention
-            )
-        checked_size(model, module, headless)
+        empty = torch.device("meta") if quant else self.device
+        module = empty_module(model, DTYPES[dtype], empty, self.attention, headless)
         if quant:
             quantize(module, quant, DTYPES[dtype], self.device)
         if self.device.type == "meta":

@@ -59,6 +59,11 @@ def flash_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     return sizes
 
 
+def cudnn_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
+    """Decided inside cuDNN and not known; flash attention's stands in for it (unverified)."""
+    return flash_backward(card, args, out)
+
+
 def efficient_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """The output in fp32 where it does not fit into registers: kernel_forward.h."""
     batch, heads, tokens, width = args[0].shape[:3] + args[2].shape[-1:]
@@ -266,6 +271,8 @@ OF: dict[Any, Callable[[Card, tuple[Any, ...], Any], Sizes]] = {
     aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
     aten._scaled_dot_product_efficient_attention.default: efficient_forward,
     aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
+    aten._scaled_dot_product_cudnn_attention.default: lambda card, args, out: (),
+    aten._scaled_dot_product_cudnn_attention_backward.default: cudnn_backward,
     aten.embedding_dense_backward.default: embedding_backward,
     aten._safe_softmax.default: safe_softmax,
     aten._softmax_backward_data.default: softmax_backward,

@@ -12,17 +12,13 @@ from fitcheck.machine.accelerator import Accelerator
 
 
 def catalog_row(card: Accelerator) -> GPU | None:
-    """By the driver's name and memory, since one name can be several cards; None: not there.
+    """By the driver's name and memory, since one name can be several cards; else by its PCI id.
 
-    AMD's names are often generic (a reflashed MI50 is an "AMD Radeon Graphics", llmfit #638), so
-    there the PCI id, which AMD's own list of names goes by, comes first.
+    Names can be generic: a reflashed MI50 is an "AMD Radeon Graphics" (llmfit #638). None: the
+    catalog does not have it.
     """
-    # A slice's memory is not its card's, and APUs may take another share of RAM at each boot.
-    total = None if card.mig or card.total_estimated else card.total_bytes
-    names = [card.name.partition(" MIG")[0], *_names_by_pci_id(card)]
-    if card.vendor == "amd":
-        names.reverse()
-    for name in names:
+    total = None if card.mig or card.total_estimated else card.total_bytes  # a slice's is its own
+    for name in (card.name.partition(" MIG")[0], *_names_by_pci_id(card)):
         try:
             row = catalog.find_gpu(name, total)
         except FitCheckError:

@@ -1,0 +1,139 @@
+"""The dry run: a plan's real step traced on meta tensors, replayed through the allocator's rules.
+
+    report = dry_run(plan)
+    report.source, report.allocated_bytes, report.verdict     # "dry-run", ...
+
+The verdict is the replay's outcome under the card's real limit: it succeeds, succeeds only after
+the allocator gave its cache back (tight), or runs out of memory at an operator of a module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+from fitcheck import kernels
+from fitcheck.bench.allocator import Allocator, Replay, replay
+from fitcheck.bench.trace import NOWHERE, Trace, trace
+from fitcheck.fit import notes
+from fitcheck.host import ram
+from fitcheck.plan import Plan
+from fitcheck.report import CACHED, OUTSIDE, Error, Moment, Phase, Report, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happens under a limit: fits, tight or does-not-fit; at which event memory ran out."""
+
+    verdict: str
+    retries: int
+    oom: int | None
+
+
+def dry_run(plan: Plan, error: Error | None = None) -> Report:
+    """The Report of a traced step; FitCheckError for a model that transformers cannot build."""
+    traced = trace(plan)
+    free = replay(traced.events, Allocator(), traced.marks)
+    outcome = under_limit(traced, limit(plan))
+    said = [*notes(plan), *_said(plan, traced, outcome)]
+    return Report(
+        plan,
+        tuple(_phases(traced, free)),
+        ram(plan),
+        source="dry-run",
+        error=error,
+        notes=tuple(dict.fromkeys(said)),
+        outcome=outcome.verdict,
+    )
+
+
+def limit(plan: Plan) -> int:
+    """What the allocator may take from the driver: usable memory less what lies outside of it."""
+    return max(0, plan.memory.usable_bytes - _context(plan))
+
+
+def _context(plan: Plan) -> int:
+    return kernels.CONTEXT if plan.gpu.vendor != "apple" else 0
+
+
+def under_limit(traced: Trace, limit_bytes: int, expandable: bool = False) -> Outcome:
+    """The sharp question, asked of the allocator itself."""
+    result = replay(
+        traced.events, Allocator(limit_bytes, expandable_segments=expandable), traced.marks
+    )
+    if result.oom is not None:
+        return Outcome("does-not-fit", result.retries, result.oom)
+    return Outcome("tight" if result.retries else "fits", result.retries, None)
+
+
+def _said(plan: Plan, traced: Trace, outcome: Outcome) -> list[str]:
+    if outcome.oom is not None:
+        size, name = traced.events[outcome.oom]
+        phase = phase_at(traced, outcome.oom)
+        detailed = trace(plan, detail=True)  # the same events, with the modules' names
+        where = detailed.maker(name) if name < len(detailed.made_by) else traced.maker(name)
+        return [f"runs out of memory in {phase}, asking for {size:,} B: {where}"]
+    if outcome.retries:
+        return [f"succeeds only because the allocator empties its cache {outcome.retries} times"]
+    return []
+
+
+def phase_at(traced: Trace, index: int) -> str:
+    """The phase of an event."""
+    found = NOWHERE
+    for begin, name in traced.marks:
+        if begin > index:
+            break
+        found = name if name != NOWHERE else found
+    return found
+
+
+def _phases(traced: Trace, free: Replay) -> list[Phase]:
+    """Each phase of the last step (and loading) at its largest moment."""
+    last = traced.starts[-1] if traced.starts else 0
+    peaks: dict[str, tuple[int, int]] = {}
+    for (index, name), peak in zip(traced.marks, free.marks, strict=False):
+        if name == NOWHERE or (index < last and name != "load"):
+            continue
+        allocated, reserved = peaks.get(name, (0, 0))
+        peaks[name] = (max(allocated, peak.allocated), max(reserved, peak.reserved))
+    events = {
+        phase: at
+        for (step, phase), at in traced.peaks().items()
+        if phase in peaks and (step == len(traced.starts) - 1 or phase == "load")
+    }
+    order = sorted(events, key=events.__getitem__)
+    holders = dict(zip(order, traced.held([events[phase] for phase in order]), strict=True))
+    found = []
+    for phase in (p for p in peaks if p in holders):
+        allocated, reserved = peaks[phase]
+        terms = [
+            Term(kind_of(holder.kind), holder.role or "step", size, holder.what or "traced")
+            for holder, size in sorted(holders[phase].items(), key=lambda item: -item[1])
+        ]
+        rest = allocated - sum(term.bytes for term in terms)
+        terms.append(Term("allocator rounding", "card", rest, "blocks larger than what was asked"))
+        terms.append(Term("cache", "card", reserved - allocated, "reserved, not used", CACHED))
+        terms.append(
+            Term("CUDA context", "card", _context(traced.plan), "an estimate", OUTSIDE)
+        )
+        found.append(Phase(phase, (Moment("largest", tuple(merged(terms))),)))
+    return found
+
+
+def kind_of(kind: str) -> str:
+    """What is not weights, gradients or states is named after the phase that made it."""
+    return kind if "." not in kind else f"made in {kind}"
+
+
+def merged(terms: list[Term]) -> list[Term]:
+    """One term for each name and role, by size; why names the largest makers."""
+    sums: dict[tuple[str, str, str], list[Term]] = {}
+    for term in terms:
+        sums.setdefault((term.name, term.role, term.place), []).append(term)
+    found = []
+    for (name, role, place), parts in sums.items():
+        makers = ", ".join(f"{p.why} {p.bytes / 2**20:,.1f} MiB" for p in parts[:3])
+        why = parts[0].why if len(parts) == 1 else makers
+        found.append(Term(name, role, sum(p.bytes for p in parts), why, place))
+    return found
