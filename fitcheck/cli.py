@@ -9,13 +9,13 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fitcheck import __version__, listing
-from fitcheck.answer import DEFAULT_MODEL, check, parse
+from fitcheck.answer import DEFAULT_MODEL, check, parse, resolve
 from fitcheck.errors import FitCheckError
-from fitcheck.plan import KNOBS, METHODS
+from fitcheck.plan import KNOBS, METHODS, Plan
 from fitcheck.report import Report
 
 EPILOG = """\
@@ -23,6 +23,13 @@ fitcheck check llama-3.1-8b --gpu 4090 --method ppo --tuning qlora
 fitcheck check qwen3-8b --method inference --quant q4_k_m --context 32k
 fitcheck models llama --params 1b..13b      fitcheck gpus 4090      fitcheck machine
 """
+
+
+FILES = {
+    "snapshot": "write PyTorch's memory snapshot (pytorch.org/memory_viz opens it)",
+    "html": "write the memory timeline as a page",
+    "svg": "write the memory timeline as a picture",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +48,15 @@ def parser() -> argparse.ArgumentParser:
     shape.add_argument("--markdown", action="store_true", help="print markdown")
     shape.add_argument("--explain", action="store_true", help="print every term's formula")
     one.set_defaults(run=run_check)
+    dry = verbs.add_parser("dryrun", help="trace the real step, without a GPU (needs torch)")
+    add_plan_flags(dry)
+    form = dry.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--compare", action="store_true", help="estimate against dry run, by phase")
+    form.add_argument("--explain", action="store_true", help="print every term's makers")
+    for name, text in FILES.items():
+        dry.add_argument(f"--{name}", metavar="FILE", help=text)
+    dry.set_defaults(run=run_dryrun, markdown=False)
     listing.add_parsers(verbs)
     verbs.add_parser("machine", help="what this computer has", add_help=False)
     return top
@@ -91,6 +107,33 @@ def _shown(report: Report, args: argparse.Namespace) -> str:
         return text.markdown(report)
     width = shutil.get_terminal_size((80, 24)).columns
     return text.report_text(report, min(width, 120), text.colourful(), args.explain)
+
+
+def run_dryrun(args: argparse.Namespace) -> int:
+    from fitcheck import text, worker  # only this verb needs them
+
+    plan = resolve(args.model, **plan_fields(args))
+    options = [f"--{name}={getattr(args, name)}" for name in FILES if getattr(args, name)]
+    report = worker.dry_run(plan, options, _progress(plan))
+    if args.json:
+        print(json.dumps(report.to_json(), ensure_ascii=False, indent=1))
+    elif args.compare:
+        print(text.comparison(check(args.model, **plan_fields(args)), report))
+    else:
+        print(_shown(report, args))
+    return 1 if report.verdict == "does-not-fit" else 0
+
+
+def _progress(plan: Plan) -> Callable[[str], None] | None:
+    """A line on standard error that says which phase is traced; nothing where nobody watches."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(phase: str) -> None:
+        sys.stderr.write(f"\r\x1b[Ktracing {plan.method} of {plan.model.name}: {phase}")
+        sys.stderr.flush()
+
+    return show
 
 
 def _machine(argv: Sequence[str]) -> int:

@@ -1,7 +1,8 @@
 """A Plan: one model, one method, its knobs, and the card it should fit on.
 
 Every knob is one field below; its command-line flag, JSON key, screen row and help all derive from
-that field. None means "the default for this method"; a field that the method does not use stays None.
+that field. None means "the default for this method"; a field that a plan does not use stays None,
+and setting it is an error. What values must satisfy is in rules.py.
 
     Plan(model=llama, gpu=rtx4090, method="ppo", tuning="lora").precision  # "bf16-autocast"
 """
@@ -16,7 +17,7 @@ from typing import Any
 from fitcheck.errors import FitCheckError
 from fitcheck.gpu import GPU, UsableMemory
 from fitcheck.model import Model
-from fitcheck.weights import has_closed_form, weights
+from fitcheck.rules import LARGEST, check_list, check_together, check_whole, choice_error, flag_of
 
 METHODS = ("ppo", "inference", "sft", "reward", "dpo", "grpo")
 TRAINING = ("ppo", "sft", "reward", "dpo", "grpo")
@@ -37,8 +38,6 @@ GGUF_QUANTS = (
 )
 QUANTS = ("bf16", "fp16", "fp32", "fp8", "int8", "nf4", "awq", "gptq", "mxfp4", *GGUF_QUANTS[:-2])
 KV_TYPES = ("bf16", "fp16", "fp8", "q8_0", "q4_0")
-_LARGEST = 100_000_000  # more tokens or sequences than this is a slip of the finger
-_LARGEST_RAM = 2**50  # and so is a host of more than a PiB
 
 
 def knob(
@@ -114,7 +113,7 @@ class Plan:
     def __post_init__(self) -> None:
         put = object.__setattr__
         if self.method not in METHODS:
-            raise _choice_error("method", self.method, METHODS)
+            raise choice_error("method", self.method, METHODS)
         if self.memory is None:
             put(self, "memory", self.gpu.usable_memory())
         put(self, "given", frozenset(name for name in KNOBS if getattr(self, name) is not None))
@@ -123,11 +122,11 @@ class Plan:
         wishes = {name: getattr(self, name) for name in self.given}
         defaults = _defaults(self.method, wishes)
         for name in sorted(self.given - defaults.keys()):
-            raise FitCheckError(f"--{_flag(name)} has no meaning in this plan", _NEEDS[name])
+            raise FitCheckError(f"{flag_of(name)} has no meaning in this plan", _NEEDS[name])
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 put(self, name, value)
-        _check_together(self)
+        check_together(self)
 
     def change(self, **changes: Any) -> Plan:
         """This plan with some fields changed.
@@ -136,6 +135,7 @@ class Plan:
         is forgotten.
         """
         wishes = {name: getattr(self, name) for name in self.given} | changes
+        wishes = {name: value for name, value in wishes.items() if value is not None}
         used = _defaults(changes.get("method", self.method), wishes)
         kept = {name: value for name, value in wishes.items() if name in used}
         hardware = {n: getattr(self, n) for n in ("model", "gpu", "gpus", "nodes", "ram")}
@@ -265,230 +265,24 @@ _NEEDS = dict.fromkeys(
 }
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _choice_error(name: str, value: object, choices: tuple[str, ...]) -> FitCheckError:
-    return FitCheckError(
-        f"--{_flag(name)} cannot be {value!r}", f"choose one of: {', '.join(choices)}"
-    )
-
-
 def _check_value(plan: Plan, name: str) -> None:
     """One explicitly set field: used by the method, of its type, among its choices."""
     value, knob = getattr(plan, name), KNOBS[name]
-    flag, kind, choices = f"--{_flag(name)}", knob["kind"], knob["choices"]
+    flag, kind, choices = flag_of(name), knob["kind"], knob["choices"]
     if plan.method not in knob["methods"]:
         raise FitCheckError(
             f"{flag} has no meaning for {plan.method}",
             f"it is used by: {', '.join(knob['methods'])}",
         )
     if kind == "choice" and value not in choices:
-        raise _choice_error(name, value, choices)
+        raise choice_error(name, value, choices)
     if kind == "int":
-        _check_whole(name, value, 0 if name == "ptx_batch" else 1, _LARGEST)
+        check_whole(name, value, 0 if name == "ptx_batch" else 1, LARGEST)
     if kind == "flag" and not isinstance(value, bool):
-        raise _choice_error(name, value, ("on", "off"))
+        raise choice_error(name, value, ("on", "off"))
     if kind == "share" and not (isinstance(value, (int, float)) and 0 < value < 1):
         raise FitCheckError(f"{flag} cannot be {value!r}", "a share between 0 and 1, such as 0.3")
     if kind == "model" and not isinstance(value, Model) and value not in choices:
-        raise _choice_error(name, value, (*choices, "a model of the catalog"))
+        raise choice_error(name, value, (*choices, "a model of the catalog"))
     if kind == "list":
-        _check_list(name, value, choices)
-
-
-def _check_whole(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise FitCheckError(
-            f"--{_flag(name)} cannot be {value!r}", f"a whole number from {least} to {most:,}"
-        )
-
-
-def _check_list(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """offload: some of its choices, or nothing; lora_targets: one of them, or names of layers."""
-    if name == "lora_targets" and value in choices:
-        return
-    parts = value if isinstance(value, tuple) and all(isinstance(v, str) for v in value) else None
-    if parts is None or (name == "lora_targets" and not all(("", *parts)[1:] or [""])):
-        raise _choice_error(name, value, (*choices, "a list of names"))
-    for part in parts if name == "offload" else ():
-        if part not in choices:
-            raise _choice_error(name, part, choices)
-
-
-def _check_together(plan: Plan) -> None:
-    """What two or more fields must agree on."""
-    for name in ("gpus", "nodes"):
-        _check_whole(name, getattr(plan, name), 1, _LARGEST)
-    if plan.gpus > 1 or plan.nodes > 1:
-        raise FitCheckError(
-            "more than one GPU is not modelled yet",
-            "ask for one card with --gpus 1 --nodes 1; sharding is on the way",
-        )
-    if plan.ram is not None:
-        if isinstance(plan.ram, bool) or not isinstance(plan.ram, int):
-            raise FitCheckError(f"--ram cannot be {plan.ram!r}", "bytes, or such as 64gib")
-        if not 0 < plan.ram <= _LARGEST_RAM:
-            raise FitCheckError(f"--ram cannot be {plan.ram:,} B", "memory such as 64gib")
-    _check_length(plan, plan.model, _SHORTER[plan.method])
-    if plan.attention == "flash":
-        _check_flash(plan)
-    if plan.method == "inference":
-        _check_inference(plan)
-    else:
-        _check_sizes(plan)
-        _check_training(plan)
-
-
-_SHORTER = dict.fromkeys(EXAMPLES, "lower --sequence") | {"inference": "lower --context"}
-_SHORTER |= dict.fromkeys(ROLLOUT, "lower --prompt or --response")
-
-
-def _check_length(plan: Plan, model: Model, hint: str) -> None:
-    longest = model.max_position_embeddings
-    if longest and plan.tokens > longest:
-        raise FitCheckError(
-            f"{plan.tokens:,} tokens are more than the {longest:,} that {model.id} can read", hint
-        )
-
-
-def _check_flash(plan: Plan) -> None:
-    """What flash-attn 2 runs on: 16-bit products, NVIDIA cards from Ampere on (its README)."""
-    if plan.compute_dtype == "fp32":
-        raise FitCheckError(
-            "--attention flash computes in 16 bits, and --precision fp32 does not",
-            "use --attention sdpa",
-        )
-    capability = plan.gpu.compute_capability
-    if capability is not None and capability < (8, 0):
-        raise FitCheckError(
-            f"--attention flash needs an Ampere card or a newer one; {plan.gpu.name} is older",
-            "use --attention sdpa",
-        )
-
-
-def _check_inference(plan: Plan) -> None:
-    if plan.precision.endswith(("-mixed", "-autocast", "-master")):
-        raise _choice_error("precision", plan.precision, ("bf16", "fp16", "fp32"))
-    if plan.quant in ("bf16", "fp16", "fp32") and plan.quant != plan.precision:
-        raise FitCheckError(
-            f"--quant {plan.quant} weights are multiplied as they are, not in {plan.precision}",
-            f"use --precision {plan.quant}, or leave it out",
-        )
-
-
-def _check_sizes(plan: Plan) -> None:
-    """Each size divides the next larger one."""
-    links = [("micro_batch", "batch")]
-    if plan.minibatch:
-        links = [("micro_batch", "minibatch"), ("minibatch", "batch")]
-    if plan.score_batch:  # DPO's reference scores what the policy just saw
-        links.append(("score_batch", "micro_batch" if plan.method == "dpo" else "batch"))
-    if plan.group:
-        links.append(("group", "batch"))
-    for small, large in links:
-        size, whole = getattr(plan, small), getattr(plan, large)
-        if whole % size:
-            raise FitCheckError(
-                f"--{_flag(small)} {size} does not divide --{_flag(large)} {whole}",
-                "choose sizes where each divides the next larger one",
-            )
-
-
-def _check_training(plan: Plan) -> None:
-    adapters = plan.tuning != "full"
-    if adapters and plan.precision == "bf16-master":
-        raise FitCheckError(
-            "--precision bf16-master keeps fp32 copies of weights that train; adapters need none",
-            "use --precision bf16-autocast --adapter-precision fp32",
-        )
-    if plan.padding == "packed" and plan.attention != "flash":
-        raise FitCheckError(
-            "--padding packed needs an attention kernel for rows of different lengths",
-            "add --attention flash",
-        )
-    _check_reference(plan, adapters)
-    for name in ("reward_model", "critic"):
-        if getattr(plan, name) == "adapter" and not adapters:
-            raise FitCheckError(
-                f"--{_flag(name)} adapter needs a frozen base to sit on",
-                "add --tuning lora or --tuning qlora",
-            )
-    for flag, model in (
-        ("--reward-model", plan.reward_architecture),
-        ("--critic", plan.critic_architecture),
-    ):
-        if model is not None:
-            _check_length(plan, model, f"lower --prompt or --response, or choose another {flag}")
-    _check_offload(plan)
-    if plan.lora_rank:
-        _check_adapters(plan)
-
-
-def _check_adapters(plan: Plan) -> None:
-    """A rank that is one, and names of layers that exist."""
-    critic = plan.critic_architecture if plan.critic_tuning != "full" else None
-    models = [plan.model] if plan.tuning != "full" else []
-    models += [critic] if critic and critic is not plan.model else []
-    narrowest = min(models, key=lambda model: model.hidden_size)
-    if plan.lora_rank > narrowest.hidden_size:
-        raise FitCheckError(
-            f"--lora-rank {plan.lora_rank:,} is more than the width of {narrowest.id}, "
-            f"{narrowest.hidden_size:,}",
-            "ranks of 8 to 256 are usual",
-        )
-    if isinstance(plan.lora_targets, str) or not all(map(has_closed_form, models)):
-        return
-    known = {
-        model.id: {w.name.rpartition(".")[2] for w in weights(model) if w.kind == "linear"}
-        for model in models
-    }
-    for name in plan.lora_targets:
-        if not any(name in names for names in known.values()):
-            raise _no_layer(repr(name), known)
-    for owner, names in known.items():
-        if not names.intersection(plan.lora_targets):
-            raise _no_layer(" or ".join(map(repr, plan.lora_targets)), {owner: names})
-
-
-def _no_layer(called: str, known: Mapping[str, set[str]]) -> FitCheckError:
-    owner, names = next(iter(known.items()))
-    return FitCheckError(
-        f"--lora-targets: no linear layer of {owner} is called {called}",
-        f"its linear layers: {', '.join(sorted(names))}; or all-linear, or attention",
-    )
-
-
-def _check_reference(plan: Plan, adapters: bool) -> None:
-    if plan.reference == "adapter" and not adapters:
-        raise FitCheckError(
-            "--reference adapter needs an adapter to switch off, and --tuning full has none",
-            "use --reference copy, or --tuning lora",
-        )
-    if plan.reference == "precomputed" and plan.method != "dpo":
-        raise FitCheckError(
-            f"--reference precomputed is for dpo: {plan.method} writes new text in every step",
-            "use --reference copy, or adapter with LoRA",
-        )
-    if plan.reference == "none" and plan.method == "dpo":
-        raise FitCheckError("dpo compares with a reference", "use copy, adapter or precomputed")
-
-
-def _check_offload(plan: Plan) -> None:
-    held = {
-        "reference": plan.reference == "copy",
-        "reward": plan.reward_architecture is not None,
-        "critic": plan.critic_architecture is not None,
-        "optimizer": True,
-    }
-    for part in plan.offload:
-        if not held[part]:
-            raise FitCheckError(
-                f"--offload {part}: this plan keeps no {part} of its own", "leave it out"
-            )
-    if "optimizer" in plan.offload and plan.optimizer not in ("adamw", "adamw-fused"):
-        raise FitCheckError(
-            f"--offload optimizer runs Adam on the CPU, not {plan.optimizer}",
-            "use --optimizer adamw, or leave the optimizer on the card",
-        )
+        check_list(name, value, choices)

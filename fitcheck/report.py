@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,26 @@ class Report:
         """The worse of the card's and the host's."""
         return "does-not-fit" if self.ram.verdict == "does-not-fit" else self.card_verdict
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], plan: Plan) -> Report:
+        """The report that `to_json` wrote of this plan: each phase at its largest moment."""
+        phases = []
+        for phase in values["phases"]:
+            terms = tuple(
+                Term(t["name"], t["role"], t["bytes"], t["why"], t["place"]) for t in phase["terms"]
+            )
+            phases.append(Phase(phase["name"], (Moment(phase["moment"], terms),), phase["seconds"]))
+        ram, error = values["ram"], values["error"]
+        return cls(
+            plan,
+            tuple(phases),
+            Ram(ram["peak_bytes"], ram["usable_bytes"], ram["phase"]),
+            source=values["source"],
+            error=Error(**error) if error else None,
+            notes=tuple(values["notes"]),
+            outcome=values["outcome"],
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The object that `fitcheck check --json` prints; bytes are integers."""
         return {
@@ -169,6 +189,7 @@ class Report:
             "peak_phase": self.peak_phase.name,
             "phases": [_phase(phase) for phase in self.phases],
             "source": self.source,
+            "outcome": self.outcome,
             "error": self.error
             and {
                 "relative": self.error.relative,

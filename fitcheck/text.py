@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable
 
 from fitcheck.plan import Plan
-from fitcheck.report import OUTSIDE, Moment, Phase, Report, Term
+from fitcheck.report import ALLOCATED, OUTSIDE, Moment, Phase, Report, Term
 
 GIB = 2**30
 WORDS = {"fits": ("✓", "FITS"), "tight": ("≈", "TIGHT"), "does-not-fit": ("✗", "DOES NOT FIT")}
@@ -194,6 +194,25 @@ def explanation(report: Report, width: int) -> list[str]:
                 head = f"  {term.role} {term.name} = {term.bytes:,} B: "
                 lines += textwrap.wrap(head + term.why, width, subsequent_indent=" " * 6)
     return lines
+
+
+def comparison(estimate: Report, traced: Report) -> str:
+    """Peak allocated of each phase, by the estimate and by the dry run."""
+    lines = [f"{'Peak allocated, MiB':<26}{'estimate':>12}{'dry run':>12}{'difference':>12}"]
+    guessed = {phase.name: _allocated(phase) for phase in estimate.phases}
+    rows = [(phase.name, guessed.get(phase.name), _allocated(phase)) for phase in traced.phases]
+    rows.append(("whole step", estimate.allocated_bytes, traced.allocated_bytes))
+    for name, guess, seen in rows:
+        if guess is None:
+            lines.append(f"{name:<26}{'-':>12}{seen / 2**20:>12,.1f}")
+        else:
+            off = f"{100 * (guess / max(1, seen) - 1):+.2f} %"
+            lines.append(f"{name:<26}{guess / 2**20:>12,.1f}{seen / 2**20:>12,.1f}{off:>12}")
+    return "\n".join(lines)
+
+
+def _allocated(phase: Phase) -> int:
+    return max(moment.part(ALLOCATED) for moment in phase.moments)
 
 
 def markdown(report: Report) -> str:

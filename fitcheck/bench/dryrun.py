@@ -1,6 +1,6 @@
 """The dry run: a plan's real step traced on meta tensors, replayed through the allocator's rules.
 
-    report = dry_run(plan)
+    report, traced = dry_run(plan)
     report.source, report.allocated_bytes, report.verdict     # "dry-run", ...
 
 The verdict is the replay's outcome under the card's real limit: it succeeds, succeeds only after
@@ -9,16 +9,22 @@ the allocator gave its cache back (tight), or runs out of memory at an operator 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 from fitcheck import kernels
 from fitcheck.bench.allocator import Allocator, Replay, replay
+from fitcheck.bench.samples import samples
+from fitcheck.bench.snapshot import write_snapshot
+from fitcheck.bench.timeline import timeline_html, timeline_svg
 from fitcheck.bench.trace import NOWHERE, Trace, trace
 from fitcheck.fit import notes
 from fitcheck.host import ram
 from fitcheck.plan import Plan
 from fitcheck.report import CACHED, OUTSIDE, Error, Moment, Phase, Report, Term
+from fitcheck.text import headline
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +36,18 @@ class Outcome:
     oom: int | None
 
 
-def dry_run(plan: Plan, error: Error | None = None) -> Report:
-    """The Report of a traced step; FitCheckError for a model that transformers cannot build."""
-    traced = trace(plan)
+def dry_run(
+    plan: Plan, error: Error | None = None, progress: Callable[[str], None] | None = None
+) -> tuple[Report, Trace]:
+    """The Report of a traced step, and the trace; FitCheckError for a model that cannot be built.
+
+    progress: called with the name of each phase as it begins to be traced.
+    """
+    traced = trace(plan, progress=progress)
     free = replay(traced.events, Allocator(), traced.marks)
     outcome = under_limit(traced, limit(plan))
     said = [*notes(plan), *_said(plan, traced, outcome)]
-    return Report(
+    report = Report(
         plan,
         tuple(_phases(traced, free)),
         ram(plan),
@@ -44,6 +55,32 @@ def dry_run(plan: Plan, error: Error | None = None) -> Report:
         error=error,
         notes=tuple(dict.fromkeys(said)),
         outcome=outcome.verdict,
+    )
+    return report, traced
+
+
+def snapshot(traced: Trace, path: Path) -> None:
+    """PyTorch's own memory snapshot of the replay, for pytorch.org/memory_viz."""
+    notes = {
+        begin: f"{phase}, step {step + 1}" for begin, _, step, phase in traced.phases()
+    }
+    write_snapshot(path, traced.events, Allocator(limit(traced.plan)), notes=notes)
+
+
+def drawn(traced: Trace, page: bool) -> str:
+    """The timeline of the traced steps by role, under the card's limit, as SVG or as a page."""
+    plan = traced.plan
+    names = {name: holder.role or "step" for name, holder in traced.lasting.items()}
+    outcome = under_limit(traced, limit(plan))
+    points = samples(traced.events, names, Allocator(), traced.marks)
+    draw = timeline_html if page else timeline_svg
+    return draw(
+        points,
+        limit_bytes=limit(plan),
+        marks=traced.marks,
+        title=headline(plan),
+        length=len(traced.events),
+        oom=outcome.oom,
     )
 
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -109,11 +109,19 @@ class Trace:
         return f"{operator} in {module}" if module else operator
 
 
-def trace(plan: Plan, count: int = 2, detail: bool = False) -> Trace:
-    """Trace `count` steps of the plan, loading included. detail: name modules too (slower)."""
+def trace(
+    plan: Plan,
+    count: int = 2,
+    detail: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Trace:
+    """Trace `count` steps of the plan, loading included. detail: name modules too (slower).
+
+    progress: called with the name of each phase as it begins.
+    """
     card = kernels.card(plan.gpu)
     tracer = Tracer(card, detail)
-    recorder = TraceRecorder(tracer)
+    recorder = TraceRecorder(tracer, progress)
     result = Trace(
         plan, tracer.events, recorder.marks, tracer.made_by, tracer.where, recorder.lasting
     )
@@ -134,8 +142,9 @@ def trace(plan: Plan, count: int = 2, detail: bool = False) -> Trace:
 class TraceRecorder(Recorder):
     """The recorder of a traced step: marks phases, cuts loops short, names what phases leave."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, progress: Callable[[str], None] | None = None) -> None:
         self.tracer = tracer
+        self.progress = progress or (lambda phase: None)
         self.roles: Any = None
         self.marks: list[tuple[int, str]] = []
         self.lasting: dict[int, Holder] = {}
@@ -144,6 +153,7 @@ class TraceRecorder(Recorder):
     def phase(self, name: str) -> Iterator[None]:
         outer = self.marks[-1][1] if self.marks else NOWHERE
         self.marks.append((len(self.tracer.events), name))
+        self.progress(name)
         yield
         if name.endswith("backward"):
             for role, module in self._modules():

@@ -1,0 +1,226 @@
+"""What a plan must satisfy: each value alone, and those that must agree. Errors name the flag.
+
+To forbid a combination, add it to the function of its subject below, with the way out as the hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fitcheck.errors import FitCheckError
+from fitcheck.model import Model
+from fitcheck.weights import has_closed_form, weights
+
+if TYPE_CHECKING:
+    from fitcheck.plan import Plan
+
+LARGEST = 100_000_000  # more tokens or sequences than this is a slip of the finger
+_LARGEST_RAM = 2**50  # and so are more bytes than a PiB
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of a field: `lora_rank` is --lora-rank."""
+    return "--" + name.replace("_", "-")
+
+
+def choice_error(name: str, value: object, choices: tuple[str, ...]) -> FitCheckError:
+    return FitCheckError(
+        f"{flag_of(name)} cannot be {value!r}", f"choose one of: {', '.join(choices)}"
+    )
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise FitCheckError(
+            f"{flag_of(name)} cannot be {value!r}", f"a whole number from {least} to {most:,}"
+        )
+
+
+def check_list(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """offload: some of its choices, or nothing; lora_targets: one of them, or names of layers."""
+    if name == "offload":
+        if not isinstance(value, tuple):
+            raise choice_error(name, value, choices)
+        for part in value:
+            if part not in choices:
+                raise choice_error(name, part, choices)
+    elif value not in choices:
+        named = isinstance(value, tuple) and all(isinstance(part, str) and part for part in value)
+        if not value or not named:
+            raise choice_error(name, value, (*choices, "names of layers by comma"))
+
+
+def check_together(plan: Plan) -> None:
+    """What two or more fields must agree on."""
+    for name in ("gpus", "nodes"):
+        check_whole(name, getattr(plan, name), 1, LARGEST)
+    if plan.gpus > 1 or plan.nodes > 1:
+        raise FitCheckError(
+            "more than one GPU is not modelled yet",
+            "ask for one card with --gpus 1 --nodes 1; sharding is on the way",
+        )
+    if plan.ram is not None:
+        check_whole("ram", plan.ram, 1, _LARGEST_RAM)
+    _check_length(plan, plan.model, _SHORTER[plan.method])
+    if plan.attention == "flash":
+        _check_flash(plan)
+    if plan.method == "inference":
+        _check_inference(plan)
+    else:
+        _check_sizes(plan)
+        _check_training(plan)
+
+
+_SHORTER = dict.fromkeys(("sft", "reward", "dpo"), "lower --sequence")
+_SHORTER |= dict.fromkeys(("ppo", "grpo"), "lower --prompt or --response")
+_SHORTER |= {"inference": "lower --context"}
+
+
+def _check_length(plan: Plan, model: Model, hint: str) -> None:
+    longest = model.max_position_embeddings
+    if longest and plan.tokens > longest:
+        raise FitCheckError(
+            f"{plan.tokens:,} tokens are more than the {longest:,} that {model.id} can read", hint
+        )
+
+
+def _check_flash(plan: Plan) -> None:
+    """What flash-attn 2 runs on: 16-bit products, NVIDIA cards from Ampere on (its README)."""
+    if plan.compute_dtype == "fp32":
+        raise FitCheckError(
+            "--attention flash computes in 16 bits, and --precision fp32 does not",
+            "use --attention sdpa",
+        )
+    capability = plan.gpu.compute_capability
+    if plan.gpu.vendor in ("apple", "intel") or (capability and capability < (8, 0)):
+        raise FitCheckError(
+            f"--attention flash does not run on {plan.gpu.name}: it needs Ampere or newer, or AMD's",
+            "use --attention sdpa",
+        )
+
+
+def _check_inference(plan: Plan) -> None:
+    if plan.precision.endswith(("-mixed", "-autocast", "-master")):
+        raise choice_error("precision", plan.precision, ("bf16", "fp16", "fp32"))
+    if plan.quant in ("bf16", "fp16", "fp32") and plan.quant != plan.precision:
+        raise FitCheckError(
+            f"--quant {plan.quant} weights are multiplied as they are, not in {plan.precision}",
+            f"use --precision {plan.quant}, or leave it out",
+        )
+
+
+def _check_sizes(plan: Plan) -> None:
+    """Each size divides the next larger one."""
+    links = [("micro_batch", "batch")]
+    if plan.minibatch:
+        links = [("micro_batch", "minibatch"), ("minibatch", "batch")]
+    if plan.score_batch:  # DPO's reference scores what the policy just saw
+        links.append(("score_batch", "micro_batch" if plan.method == "dpo" else "batch"))
+    if plan.group:
+        links.append(("group", "batch"))
+    for small, large in links:
+        size, whole = getattr(plan, small), getattr(plan, large)
+        if whole % size:
+            raise FitCheckError(
+                f"{flag_of(small)} {size} does not divide {flag_of(large)} {whole}",
+                "choose sizes where each divides the next larger one",
+            )
+
+
+def _check_training(plan: Plan) -> None:
+    adapters = plan.tuning != "full"
+    if adapters and plan.precision == "bf16-master":
+        raise FitCheckError(
+            "--precision bf16-master keeps fp32 copies of weights that train; adapters need none",
+            "use --precision bf16-autocast --adapter-precision fp32",
+        )
+    if plan.padding == "packed" and plan.attention != "flash":
+        raise FitCheckError(
+            "--padding packed needs an attention kernel for rows of different lengths",
+            "add --attention flash",
+        )
+    _check_reference(plan, adapters)
+    for name in ("reward_model", "critic"):
+        if getattr(plan, name) == "adapter" and not adapters:
+            raise FitCheckError(
+                f"{flag_of(name)} adapter needs a frozen base to sit on",
+                "add --tuning lora or --tuning qlora",
+            )
+    for flag, model in (
+        ("--reward-model", plan.reward_architecture),
+        ("--critic", plan.critic_architecture),
+    ):
+        if model is not None:
+            _check_length(plan, model, f"lower --prompt or --response, or choose another {flag}")
+    _check_offload(plan)
+    if plan.lora_rank:
+        _check_adapters(plan)
+
+
+def _check_adapters(plan: Plan) -> None:
+    """A rank that is one, and names of layers that exist."""
+    models = [plan.model] if plan.tuning != "full" else []
+    if plan.critic_architecture and plan.critic_tuning != "full":
+        models.append(plan.critic_architecture)
+    narrowest = min(models, key=lambda model: model.hidden_size)
+    if plan.lora_rank > narrowest.hidden_size:
+        raise FitCheckError(
+            f"--lora-rank {plan.lora_rank:,} is more than the width of {narrowest.id}, "
+            f"{narrowest.hidden_size:,}",
+            "ranks of 8 to 256 are usual",
+        )
+    if isinstance(plan.lora_targets, str) or not all(map(has_closed_form, models)):
+        return
+    known = {
+        model.id: {w.name.rpartition(".")[2] for w in weights(model) if w.kind == "linear"}
+        for model in models
+    }
+    for name in plan.lora_targets:
+        if not any(name in names for names in known.values()):
+            raise _no_layer(repr(name), known)
+    for owner, names in known.items():
+        if not names.intersection(plan.lora_targets):
+            raise _no_layer(" or ".join(map(repr, plan.lora_targets)), {owner: names})
+
+
+def _no_layer(called: str, known: Mapping[str, set[str]]) -> FitCheckError:
+    owner, names = next(iter(known.items()))
+    return FitCheckError(
+        f"--lora-targets: no linear layer of {owner} is called {called}",
+        f"its linear layers: {', '.join(sorted(names))}; or all-linear, or attention",
+    )
+
+
+def _check_reference(plan: Plan, adapters: bool) -> None:
+    if plan.reference == "adapter" and not adapters:
+        raise FitCheckError(
+            "--reference adapter needs an adapter to switch off, and --tuning full has none",
+            "use --reference copy, or --tuning lora",
+        )
+    if plan.reference == "precomputed" and plan.method != "dpo":
+        raise FitCheckError(
+            f"--reference precomputed is for dpo: {plan.method} writes new text in every step",
+            "use --reference copy, or adapter with LoRA",
+        )
+    if plan.reference == "none" and plan.method == "dpo":
+        raise FitCheckError("dpo compares with a reference", "use copy, adapter or precomputed")
+
+
+def _check_offload(plan: Plan) -> None:
+    held = {
+        "reference": plan.reference == "copy",
+        "reward": plan.reward_architecture is not None,
+        "critic": plan.critic_architecture is not None,
+        "optimizer": True,
+    }
+    for part in plan.offload:
+        if not held[part]:
+            raise FitCheckError(
+                f"--offload {part}: this plan keeps no {part} of its own", "leave it out"
+            )
+    if "optimizer" in plan.offload and plan.optimizer not in ("adamw", "adamw-fused"):
+        raise FitCheckError(
+            f"--offload optimizer runs Adam on the CPU, not {plan.optimizer}",
+            "use --optimizer adamw, or leave the optimizer on the card",
+        )
