@@ -1,9 +1,10 @@
 """How far off the answers are: predictions against every recorded measurement.
 
     python -m fitcheck.accuracy            # prints the table
-    python -m fitcheck.accuracy --write    # and writes catalog/accuracy.json, which Reports state
+    python -m fitcheck.accuracy --write    # and writes catalog/accuracy.json and the README's table
 
-A measurement file (catalog/measurements/*.json) is untrusted input: bounded and checked.
+A measurement file (catalog/measurements/*.json) is untrusted input: bounded and checked. Its `runs`
+are whole steps, its `losses` a loss head alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from fitcheck import catalog
@@ -21,61 +23,87 @@ from fitcheck.report import Error
 
 LARGEST_FILE = 4 * 2**20
 PERCENTILE = 95
+MARKS = ("<!-- accuracy -->", "<!-- /accuracy -->")  # around the table in the README
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One recorded run: what was measured and what this rung predicts, torch's peak allocated."""
+    """One recorded run: torch's peak allocated, as measured and as the estimate predicts it."""
 
     run: str
     model: str
     method: str
     settings: str
     measured_bytes: int
-    predicted_bytes: int
+    predicted_bytes: int | None
+    missing: str = ""  # what the estimate does not cover, when it predicts nothing
 
     @property
     def error(self) -> float:
+        """Relative: 0.01 is one percent too much. Only of a run that is covered."""
+        assert self.predicted_bytes is not None
         return self.predicted_bytes / self.measured_bytes - 1
 
 
-def runs() -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file name, run) of every recorded run."""
+def rows(key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file name, row) of every recorded row under that key: `runs` or `losses`."""
     for path in sorted((catalog.ROOT / "measurements").glob("*.json")):
+        content = _content(path)
+        found = content.get(key, [])
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise _odd(path, f"{key!r} is not a list of rows")
+        for row in found:
+            yield path.stem, row
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
         if path.stat().st_size > LARGEST_FILE:
-            raise FitCheckError(f"{path} is too large for a measurement", "4 MiB at most")
+            raise _odd(path, "it is larger than 4 MiB")
         content = json.loads(path.read_bytes())
-        if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
-            raise FitCheckError(f"{path} is not a measurement file", "see CONTRIBUTING.md")
-        for run in content["runs"]:
-            yield path.stem, run
+    except (OSError, ValueError, RecursionError) as fault:
+        raise _odd(path, str(fault)) from fault
+    if not isinstance(content, dict) or not content.keys() & {"runs", "losses"}:
+        raise _odd(path, "no object with runs")
+    return content
+
+
+def _odd(path: Path, fault: str) -> FitCheckError:
+    return FitCheckError(
+        f"{path} is not a measurement file: {fault}", "compare it with its neighbours there"
+    )
 
 
 def comparisons() -> list[Comparison]:
     """The estimate against every recorded run."""
+    return [_compared(f"{name} {run.get('id', '')}".strip(), run) for name, run in rows("runs")]
+
+
+def _compared(name: str, run: dict[str, Any]) -> Comparison:
     from fitcheck.answer import plan_from  # answer reads the stated error from here
+    from fitcheck.decoder import covered
     from fitcheck.fit import fit
 
-    found = []
-    for name, run in runs():
-        plan = plan_from(run["plan"])
-        settings = f"{plan.tuning}, {plan.precision}, {plan.micro_batch} x {plan.tokens}"
-        measured = run["measured"]["allocated_bytes"]
-        predicted = fit(plan).allocated_bytes
-        found.append(
-            Comparison(
-                f"{name} {run['id']}", plan.model.name, plan.method, settings, measured, predicted
-            )
-        )
-    return found
+    measured = run.get("measured")
+    size = measured.get("allocated_bytes") if isinstance(measured, dict) else None
+    if type(size) is not int or size <= 0:
+        raise FitCheckError(f"run {name}: allocated_bytes cannot be {size!r}", "bytes, as measured")
+    try:
+        plan = plan_from(run.get("plan", {}))
+    except FitCheckError as fault:
+        raise FitCheckError(f"run {name}: {fault.message}", fault.hint) from fault
+    missing = covered(plan.model, plan.tuning or "")
+    predicted = None if missing else fit(plan).allocated_bytes
+    settings = f"{plan.tuning}, {plan.precision}, {plan.micro_batch} x {plan.tokens}"
+    return Comparison(name, plan.model.name, plan.method, settings, size, predicted, missing)
 
 
 def summary(found: list[Comparison]) -> dict[str, Any]:
-    """Per method: the 95th percentile of |error|, how many runs, and what they are."""
+    """Per method: the 95th percentile of |error|, of how many runs, and what they are."""
     result = {}
-    for method in sorted({c.method for c in found}):
-        errors = sorted(abs(c.error) for c in found if c.method == method)
-        rank = min(len(errors) - 1, -(-len(errors) * PERCENTILE // 100) - 1)
+    for method in sorted({c.method for c in found if not c.missing}):
+        errors = sorted(abs(c.error) for c in found if c.method == method and not c.missing)
+        rank = -(-len(errors) * PERCENTILE // 100) - 1
         result[method] = {
             "relative": round(errors[rank], 4),
             "percentile": PERCENTILE,
@@ -88,28 +116,54 @@ def summary(found: list[Comparison]) -> dict[str, Any]:
 @cache
 def stated(method: str, rung: str) -> Error | None:
     """The error a Report states; None where no measurement of this method is recorded."""
-    found = catalog.read("accuracy.json").get(rung, {}).get(method)
-    return Error(**found) if found else None
+    try:
+        found = catalog.read("accuracy.json").get(rung, {}).get(method)
+        error = Error(**found) if found else None
+    except (AttributeError, TypeError) as fault:
+        raise catalog.damaged("accuracy.json", str(fault)) from fault
+    if error and (not isinstance(error.relative, float) or not 0 <= error.relative < 1):
+        raise catalog.damaged("accuracy.json", f"relative is {error.relative!r}")
+    return error
 
 
 def table(found: list[Comparison]) -> str:
     """The comparison as markdown."""
-    lines = ["| run | model | settings | measured GB | estimate GB | error |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| run | model | settings | measured GB | estimate GB | error |",
+        "|---|---|---|---:|---:|---:|",
+    ]
     for c in found:
-        measured, predicted = c.measured_bytes / 1e9, c.predicted_bytes / 1e9
-        lines.append(
-            f"| {c.run} | {c.model} | {c.method}, {c.settings} | {measured:.2f} | {predicted:.2f} "
-            f"| {100 * c.error:+.1f} % |"
-        )
+        cells = [c.run, c.model, f"{c.method}, {c.settings}", f"{c.measured_bytes / 1e9:.2f}"]
+        if c.predicted_bytes is None:
+            cells += ["-", f"not covered: {c.missing}"]
+        else:
+            cells += [f"{c.predicted_bytes / 1e9:.2f}", f"{100 * c.error:+.1f} %"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def with_table(readme: str, text: str) -> str:
+    """The README with the table between its marks; unchanged where it has none."""
+    before, start, rest = readme.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    return f"{before}{start}\n{text}\n{end}{after}" if end else readme
+
+
 def main() -> int:
-    found = comparisons()
+    """Print the table; with --write, keep it where it is shown."""
+    try:
+        found = comparisons()
+    except FitCheckError as fault:
+        print(f"error: {fault.message}\n\nhint: {fault.hint}", file=sys.stderr)
+        return 2
     print(table(found))
     if "--write" in sys.argv[1:]:
         text = json.dumps(summary(found), indent=1) + "\n"
-        (catalog.ROOT / "accuracy.json").write_text(text)
+        (catalog.ROOT / "accuracy.json").write_text(text, encoding="utf-8", newline="\n")
+        readme = catalog.ROOT.parent / "README.md"
+        if readme.is_file():  # a checkout
+            changed = with_table(readme.read_text(encoding="utf-8"), table(found))
+            readme.write_text(changed, encoding="utf-8", newline="\n")
     return 0
 
 

@@ -6,8 +6,9 @@ added up over the layers. All results are bytes; they are cached, since few knob
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from fitcheck.decoder import Decoder
 from fitcheck.ops import Setting
@@ -16,8 +17,7 @@ from fitcheck.model import Model
 from fitcheck.tape import Tape
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """`rows` sequences of `length` tokens; `scored` of them in each row reach the loss."""
 
     rows: int
@@ -30,8 +30,7 @@ class Shape:
         return self.rows * self.length
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """One piece (a layer, the head with its loss), its input included in every peak.
 
     kept: saved for backward. cached: autocast's casts of its weights. forward: peak without
@@ -100,8 +99,7 @@ def groups(model: Model, setting: Setting, length: int) -> Groups:
     return found if rest else found[:1]
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(NamedTuple):
     """What is alive beside weights, states and older gradients at one point of an update."""
 
     phase: str  # forward, loss, backward

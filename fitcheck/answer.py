@@ -1,11 +1,12 @@
 """check(): names and wishes -> Plan -> Report. What the command line, the screen and a script call.
 
-    report = check("llama-3.1-8b", method="ppo", gpu="rtx 4090", tuning="lora")
-    report.verdict, report.peak_bytes
+report = check("llama-3.1-8b", method="ppo", gpu="rtx 4090", tuning="lora")
+report.verdict, report.peak_bytes
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,8 +17,9 @@ from fitcheck.errors import FitCheckError
 from fitcheck.fit import fit
 from fitcheck.gpu import GPU, UsableMemory
 from fitcheck.model import Model
-from fitcheck.plan import KNOBS, Plan
+from fitcheck.plan import KNOBS, LORA_TARGETS, Plan
 from fitcheck.report import Report
+from fitcheck.rules import choice_error, flag_of
 
 DEFAULT_MODEL = "meta-llama/Llama-3.1-8B"
 PRETENDED = "NVIDIA GeForce RTX 4090"  # where there is no card: the largest common consumer card
@@ -42,25 +44,30 @@ def resolve(model: str | Model = DEFAULT_MODEL, **wishes: Any) -> Plan:
 
 def _resolve(model: str | Model, wishes: Mapping[str, Any]) -> tuple[Plan, str]:
     """The plan, and what to say of a card that was not asked for by name."""
+    found = catalog.find_model(model) if isinstance(model, str) else model
+    if not isinstance(found, Model):
+        raise FitCheckError(f"a model cannot be {found!r}", "its name, such as 'llama-3.1-8b'")
+    fields, card = resolve_fields(wishes)
+    return Plan(model=found, **fields), card
+
+
+def resolve_fields(wishes: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Plan's fields but the model, names looked up; and what to say of a card not named in full."""
     fields = {name: value for name, value in wishes.items() if value is not None}
     unknown = fields.keys() - KNOBS.keys() - {"method", "gpu", "gpus", "nodes", "ram", "memory"}
     if unknown:
         raise FitCheckError(
             f"a plan has no field {min(unknown)!r}", f"its fields: {', '.join(KNOBS)}"
         )
-    fields["model"] = catalog.find_model(model) if isinstance(model, str) else model
     for name in ("reward_model", "critic"):
         value = fields.get(name)
         if isinstance(value, str) and value not in KNOBS[name]["choices"]:
             fields[name] = _scorer(value)
     for name in ("offload", "lora_targets"):
-        value = fields.get(name)
-        if isinstance(value, list) or (isinstance(value, str) and "," in value):
-            fields[name] = tuple(value if isinstance(value, list) else value.split(","))
-        elif name == "offload" and isinstance(value, str):
-            fields[name] = (value,)
-    if isinstance(fields.get("memory"), Mapping):
-        fields["memory"] = UsableMemory(**fields["memory"])
+        if name in fields:
+            fields[name] = _listed(name, fields[name])
+    if "memory" in fields:
+        fields["memory"] = _memory(fields["memory"])
     gpu, said = fields.get("gpu"), ""
     if gpu is None:
         card, said = this_machine()
@@ -68,22 +75,52 @@ def _resolve(model: str | Model, wishes: Mapping[str, Any]) -> tuple[Plan, str]:
     elif isinstance(gpu, str):
         fields["gpu"] = catalog.find_gpu(gpu)
         said = fields["gpu"].assumed
-    return Plan(**fields), said
+    elif not isinstance(gpu, GPU):
+        raise FitCheckError(f"a GPU cannot be {gpu!r}", "its name, such as 'rtx 4090'")
+    return fields, said
+
+
+def _listed(name: str, value: Any) -> Any:
+    """A list as Plan holds it, from JSON's list or from names by comma."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and (name == "offload" or value not in LORA_TARGETS):
+        value = value.strip()
+        parts = () if name == "offload" and value in ("", "none") else value.split(",")
+        return tuple(part.strip() for part in parts)
+    return value
+
+
+def _memory(value: Any) -> UsableMemory:
+    """The memory of a live card, as a Plan in JSON states it."""
+    if isinstance(value, UsableMemory):
+        return value
+    kinds = {f.name: {"estimated": bool, "why": str}.get(f.name, int) for f in _MEMORY_FIELDS}
+    if not isinstance(value, Mapping) or value.keys() != kinds.keys():
+        raise FitCheckError("memory is not that of a plan", f"an object of {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if type(value[name]) is not kind or (kind is int and not 0 <= value[name] <= 2**50):
+            raise FitCheckError(f"memory: {name} cannot be {value[name]!r}", "bytes, 1 PiB at most")
+    return UsableMemory(**value)
+
+
+_MEMORY_FIELDS = dataclasses.fields(UsableMemory)
 
 
 def plan_from(values: Mapping[str, Any]) -> Plan:
-    """The Plan that `to_json` wrote; untrusted: unknown fields and bad values are FitCheckErrors."""
+    """The Plan that `to_json` wrote; untrusted: FitCheckError for unknown fields and bad values."""
     if not isinstance(values, Mapping) or not isinstance(values.get("model"), str):
         raise FitCheckError("this is not a plan", "a JSON object with at least a model")
     fields = dict(values)
     try:
         return resolve(fields.pop("model"), **fields)
     except (TypeError, AttributeError, ValueError) as fault:
-        raise FitCheckError(f"this is not a plan: {fault}", "see `fitcheck check --json`") from fault
+        hint = "a plan is what `fitcheck check --json` prints under that name"
+        raise FitCheckError(f"this is not a plan: {fault}", hint) from fault
 
 
 def this_machine() -> tuple[dict[str, Any], str]:
-    """gpu, memory and ram of this computer's freest card (or of a pretended one), and a word on it."""
+    """gpu, memory and ram of this computer's freest card or of a pretended one; a word on it."""
     from fitcheck import machine  # probing is only paid for when no card was named
 
     found = machine.detect()
@@ -106,11 +143,12 @@ def _scorer(name: str) -> Model:
         try:
             return catalog.find_model(name)
         except FitCheckError:
-            raise fault from None
+            raise FitCheckError(fault.message, f"{fault.hint}; any model can score too") from None
 
 
-_UNITS = {"": 1, "k": 1024, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "g": 2**30, "m": 2**20}
+_UNITS = {"": 1, "k": 2**10, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "m": 2**20, "g": 2**30}
+_EXAMPLES = {"ram": "64gib", "gpus": "1", "nodes": "1"}
 
 
 def parse(name: str, text: str) -> Any:
@@ -118,7 +156,7 @@ def parse(name: str, text: str) -> Any:
     kind = KNOBS[name]["kind"] if name in KNOBS else "int"
     if kind == "flag":
         if text not in ("on", "off"):
-            raise FitCheckError(f"--{name.replace('_', '-')} cannot be {text!r}", "on or off")
+            raise choice_error(name, text, ("on", "off"))
         return text == "on"
     if kind == "int":
         return _number(name, text)
@@ -126,22 +164,24 @@ def parse(name: str, text: str) -> Any:
         try:
             return float(text)
         except ValueError:
-            raise FitCheckError(f"--{name} cannot be {text!r}", "a share such as 0.3") from None
-    if kind == "list" and text not in KNOBS[name]["choices"]:
-        return tuple(part for part in text.split(",") if part)
-    if name == "offload":
-        return (text,)
-    return text
+            raise _wrong(name, text, "a share between 0 and 1, such as 0.3") from None
+    return _listed(name, text) if kind == "list" else text
 
 
 def _number(name: str, text: str) -> int:
-    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower().replace("_", ""))
-    if match is None or match[2] not in _UNITS:
-        example = "64gib" if name == "ram" else "512 or 32k"
-        raise FitCheckError(
-            f"--{name.replace('_', '-')} cannot be {text!r}", f"a number such as {example}"
-        )
-    value = float(match[1]) * _UNITS[match[2]]
-    if value != int(value) and name != "ram":
-        raise FitCheckError(f"--{name.replace('_', '-')} cannot be {text!r}", "a whole number")
-    return int(value)
+    """A whole number, of ram in bytes; exact, however large."""
+    example = f"a number such as {_EXAMPLES.get(name, '512 or 32k')}"
+    digits = text.strip().lower().replace("_", "")
+    match = re.fullmatch(r"(-?\d{1,18})(?:\.(\d{1,9}))?\s*([a-z]*)", digits)
+    if match is None or match[3] not in _UNITS:
+        raise _wrong(name, text, example)
+    fraction = match[2] or ""
+    value, rest = divmod(int(match[1] + fraction) * _UNITS[match[3]], int(10 ** len(fraction)))
+    if rest and name != "ram":
+        raise _wrong(name, text, "a whole number")
+    return value
+
+
+def _wrong(name: str, text: str, hint: str) -> FitCheckError:
+    shown = text if len(text) <= 40 else text[:37] + "..."
+    return FitCheckError(f"{flag_of(name)} cannot be {shown!r}", hint)

@@ -1,22 +1,24 @@
 """The command line: `fitcheck check MODEL --gpu X ...`, and the listings.
 
-Flags of `check` derive from the fields of Plan. Exit code 0: fits or tight; 1: does not fit; 2: error.
+Flags of `check` derive from the fields of Plan. Exit code 0: fits or tight; 1: does not; 2: error.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from fitcheck import __version__, listing
-from fitcheck.answer import DEFAULT_MODEL, check, parse, resolve
+from fitcheck import __version__
+from fitcheck.answer import DEFAULT_MODEL, check, resolve
 from fitcheck.errors import FitCheckError
-from fitcheck.plan import KNOBS, METHODS, Plan
+from fitcheck.flags import add_plan_flags, plan_fields
+from fitcheck.plan import Plan
 from fitcheck.report import Report
+from fitcheck.table import columns
 
 EPILOG = """\
 fitcheck check llama-3.1-8b --gpu 4090 --method ppo --tuning qlora
@@ -32,23 +34,79 @@ FILES = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes told as all others are (a message, a hint), and no half flags."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        from difflib import get_close_matches  # only for mistakes
+
+        from fitcheck.plan import KNOBS
+        from fitcheck.rules import flag_of
+
+        hint = f"`{self.prog} --help` shows what there is"
+        for word in message.partition("unrecognized arguments: ")[2].split():
+            if near := get_close_matches(word.partition("=")[0], map(flag_of, KNOBS), 1):
+                hint = f"did you mean {near[0]}? `fitcheck check --help` lists all"
+        raise FitCheckError(message.removeprefix("argument "), hint)
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal; argparse asks shutil, whose import an answer need not pay."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=columns(80) - 2)
+
+
+def parser(verb: str = "") -> argparse.ArgumentParser:
+    """The command line of all verbs, or of one: its answer does not wait for the others' flags."""
+    top: argparse.ArgumentParser = Parser(
         prog="fitcheck",
         description="Will this training or inference run fit on this GPU?",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     top.add_argument("--version", action="version", version=f"fitcheck {__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    one = verbs.add_parser("check", help="does it fit, where is the peak, and why")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, prog="fitcheck")
+    if verb in ("check", ""):
+        _add_check(verbs)
+    if verb in ("dryrun", ""):
+        _add_dryrun(verbs)
+    if verb in (*LISTINGS, ""):
+        from fitcheck import listing
+
+        listing.add_parsers(verbs)
+    if verb == "machine":
+        from fitcheck import machine  # its probes are not needed to judge a named card
+
+        machine.add_parser(verbs)
+    elif not verb:
+        verbs.add_parser("machine", help="what this computer has", add_help=False)
+    return top
+
+
+LISTINGS = ("models", "gpus", "rewards", "methods")
+VERBS = ("check", "dryrun", *LISTINGS, "machine")
+
+
+def _add_check(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "does it fit, where is the peak, and why"
+    one = verbs.add_parser("check", help=summary, description=summary, formatter_class=Help)
+    one.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name, loosely")
     add_plan_flags(one)
-    shape = one.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="print one JSON object")
-    shape.add_argument("--markdown", action="store_true", help="print markdown")
-    shape.add_argument("--explain", action="store_true", help="print every term's formula")
+    form = one.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--markdown", action="store_true", help="print markdown")
+    form.add_argument("--explain", action="store_true", help="print every term's formula")
     one.set_defaults(run=run_check)
-    dry = verbs.add_parser("dryrun", help="trace the real step, without a GPU (needs torch)")
+
+
+def _add_dryrun(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "trace the real step, without a GPU (needs torch)"
+    dry = verbs.add_parser("dryrun", help=summary, description=summary, formatter_class=Help)
+    dry.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name, loosely")
     add_plan_flags(dry)
     form = dry.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
@@ -57,38 +115,6 @@ def parser() -> argparse.ArgumentParser:
     for name, text in FILES.items():
         dry.add_argument(f"--{name}", metavar="FILE", help=text)
     dry.set_defaults(run=run_dryrun, markdown=False)
-    listing.add_parsers(verbs)
-    verbs.add_parser("machine", help="what this computer has", add_help=False)
-    return top
-
-
-def add_plan_flags(parser: argparse.ArgumentParser) -> None:
-    """MODEL and a flag for each field of Plan."""
-    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name, loosely")
-    parser.add_argument("--method", choices=METHODS, default="ppo", help="what runs")
-    parser.add_argument("--gpu", help="a pretended, empty card; default: this machine's")
-    parser.add_argument("--gpus", help="how many cards (1)")
-    parser.add_argument("--nodes", help="how many machines (1)")
-    parser.add_argument("--ram", help="the host's memory, such as 64gib")
-    for name, knob in KNOBS.items():
-        flag = "--" + name.replace("_", "-")
-        text = knob["doc"]
-        if knob["choices"]:
-            text += f": {', '.join(knob['choices'])}"
-        if knob["kind"] == "flag":
-            parser.add_argument(flag, nargs="?", const="on", metavar="on|off", help=text)
-        else:
-            parser.add_argument(flag, metavar="VALUE", help=text.replace("%", "%%"))
-
-
-def plan_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields that were given on the command line, as values."""
-    fields: dict[str, Any] = {"method": args.method, "gpu": args.gpu}
-    for name in ("gpus", "nodes", "ram", *KNOBS):
-        text = getattr(args, name)
-        if text is not None:
-            fields[name] = parse(name, text)
-    return fields
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -105,8 +131,7 @@ def _shown(report: Report, args: argparse.Namespace) -> str:
 
     if args.markdown:
         return text.markdown(report)
-    width = shutil.get_terminal_size((80, 24)).columns
-    return text.report_text(report, min(width, 120), text.colourful(), args.explain)
+    return text.report_text(report, min(columns(80), 120), text.colourful(), args.explain)
 
 
 def run_dryrun(args: argparse.Namespace) -> int:
@@ -136,15 +161,6 @@ def _progress(plan: Plan) -> Callable[[str], None] | None:
     return show
 
 
-def _machine(argv: Sequence[str]) -> int:
-    from fitcheck import machine  # its probes are not needed to judge a named card
-
-    top = argparse.ArgumentParser(prog="fitcheck")
-    machine.add_parser(top.add_subparsers())
-    args = top.parse_args(argv)
-    return int(args.run(args))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a FitCheckError becomes a message, a hint and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -152,15 +168,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles, pipes
     words = list(sys.argv[1:] if argv is None else argv) or ["check"]
     try:
-        if words[0] == "machine":
-            return _machine(words)
-        args = parser().parse_args(words)
-        return int(args.run(args))
+        code = _run(words)
+        sys.stdout.flush()  # here, where a closed pipe is still caught
+        return code
     except FitCheckError as fault:
         print(f"error: {fault.message}", file=sys.stderr)
         if fault.hint:
             print(f"\nhint: {fault.hint}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `fitcheck ... | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # `fitcheck ... | head`: what is left to print is nobody's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(words: Sequence[str]) -> int:
+    args = parser(words[0] if words[0] in VERBS else "").parse_args(words)
+    return int(args.run(args))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from fitcheck.errors import FitCheckError
 
@@ -51,8 +51,7 @@ class UsableMemory:
         return max(0, self.total_bytes - self.reserve_bytes - self.other_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class StreetPrice:
+class StreetPrice(NamedTuple):
     """What a card was sold for, in US dollars, at a date."""
 
     low: float

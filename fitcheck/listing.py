@@ -1,6 +1,7 @@
 """The verbs that list the catalog: `fitcheck models`, `gpus`, `rewards` and `methods`.
 
     fitcheck models llama --params 1b..13b --aligned-by ppo
+    fitcheck models --fits --gpu 4090 --method ppo --tuning lora
     fitcheck gpus --vendor amd --memory 16..24 --json
 
 Tables fit the terminal; what no source confirms is marked in words. `--json` prints the full rows.
@@ -11,19 +12,26 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fitcheck import catalog
 from fitcheck.catalog import Row
+from fitcheck.decoder import covered
 from fitcheck.errors import FitCheckError
+from fitcheck.flags import add_plan_flags, plan_fields
 from fitcheck.gpu import GPU
 from fitcheck.model import VERIFIED
 from fitcheck.names import card_names, card_sizes, squeeze
+from fitcheck.rules import flag_of
+from fitcheck.table import columns, print_table
 from fitcheck.text import gib
+
+if TYPE_CHECKING:
+    from fitcheck.fitting import Fitting
+    from fitcheck.report import Report
 
 ALIGNED_BY = ("ppo", "dpo", "sft", "grpo")
 Range = tuple[float, float]
@@ -37,6 +45,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     models.add_argument(
         "--aligned-by", choices=ALIGNED_BY, help="a method in the recipe that aligned the model"
     )
+    models.add_argument("--fits", action="store_true", help="only those that fit under a plan")
+    add_plan_flags(models.add_argument_group("with --fits, the plan"))
     gpus = _parser(subparsers, "gpus", "list the GPUs of the catalog", list_gpus)
     gpus.add_argument("--vendor", choices=catalog.VENDORS)
     gpus.add_argument("--memory", metavar="RANGE", help="nominal GB, such as 16..24 or 80..")
@@ -85,23 +95,84 @@ def _aligned_by(entry: Row, method: str) -> bool:
 
 
 def list_models(args: argparse.Namespace) -> int:
-    """Print the models that match; 1 when none does."""
+    """Print the models that match, with --fits only those that fit; 1 when there is none."""
+    found, wishes = matching_models(args), plan_fields(args)
+    if args.fits:
+        return _list_fitting(found, wishes, args.json)
+    for name in wishes:
+        raise FitCheckError(
+            f"{flag_of(name)} is part of a plan, and this lists models without one",
+            "add --fits to see only the models that fit",
+        )
+    if args.json:
+        return _print_json([catalog.model_row(entry) for entry in found])
 
     def cells(entry: Row) -> tuple[str, ...]:
-        size = count(entry.get("params"))
-        if entry["status"] not in VERIFIED:
-            size += f" {entry['status']}"
         recipe = entry.get("alignment_recipe") or ""
         if recipe and not entry.get("alignment_recipe_seen"):
             recipe = f"recalled: {recipe}"
         active = count(entry.get("params_active"))
-        return entry["id"], size, active, entry.get("release_date") or "-", recipe
+        estimate = "none" if covered(catalog.model(entry)) else ""
+        return entry["id"], _size(entry), active, entry.get("release_date") or "-", estimate, recipe
 
-    found = matching_models(args)
-    if args.json:
-        return _print_json([catalog.model_row(entry) for entry in found])
-    titles = ("MODEL", "PARAMS", "ACTIVE", "RELEASED", "ALIGNED BY")
-    return _print_table("model", titles, map(cells, found), "RELEASED")
+    titles = ("MODEL", "PARAMS", "ACTIVE", "RELEASED", "ESTIMATE", "ALIGNED BY")
+    return print_table("model", titles, map(cells, found), "RELEASED")
+
+
+def _size(entry: Row) -> str:
+    size = count(entry.get("params"))
+    return size if entry["status"] in VERIFIED else f"{size} {entry['status']}"
+
+
+def _list_fitting(entries: list[Row], wishes: dict[str, Any], as_json: bool) -> int:
+    """Print those that fit, the largest first, and how many of the others do not, and why."""
+    from fitcheck.fitting import fitting  # most lists need no plan
+
+    by_id = {entry["id"]: entry for entry in entries}
+    found = fitting(map(catalog.model, entries), **wishes)
+    told = textwrap.fill("; ".join(_told(found)), columns(200))
+    if as_json:
+        print(told, file=sys.stderr)
+        rows = [catalog.model_row(by_id[report.plan.model.id]) for report in found.reports]
+        answers = [{"verdict": r.verdict, "peak_bytes": r.peak_bytes} for r in found.reports]
+        return _print_json([row | answer for row, answer in zip(rows, answers, strict=True)])
+
+    def cells(report: Report) -> tuple[str, ...]:
+        entry = by_id[report.plan.model.id]
+        released = entry.get("release_date") or "-"
+        return entry["id"], _size(entry), report.verdict, gib(report.peak_bytes), released
+
+    if not found.reports:
+        print(told, file=sys.stderr)
+        return 1
+    titles = ("MODEL", "PARAMS", "VERDICT", "GiB", "RELEASED")
+    print_table("model", titles, map(cells, found.reports), "RELEASED")
+    print(f"\n{told}")
+    return 0
+
+
+def _told(found: Fitting) -> Iterator[str]:
+    """What the table leaves out, in words."""
+    fit, judged = len(found.reports), len(found.reports) + found.too_large
+    if fit:
+        plan = found.reports[0].plan
+        card = f"{plan.gpus} x {plan.gpu.name} ({gib(plan.memory.usable_bytes)} GiB usable)"
+        yield f"{fit} of {_models(judged)} fit on {card}"
+    else:
+        yield f"none of {_models(judged)} fits"
+    if found.not_covered:
+        are = "is" if found.not_covered == 1 else "are"
+        yield f"{_models(found.not_covered)} {are} not covered by the estimate"
+    if found.too_short:
+        yield f"{_models(found.too_short)} cannot read that many tokens"
+    if found.refused:
+        yield f"{_models(len(found.refused))} cannot run this plan ({found.refused[0].message})"
+    if found.card:
+        yield found.card
+
+
+def _models(number: int) -> str:
+    return "1 model" if number == 1 else f"{number} models"
 
 
 def matching_gpus(args: argparse.Namespace) -> list[Row]:
@@ -134,7 +205,7 @@ def list_gpus(args: argparse.Namespace) -> int:
     if args.json:
         return _print_json(found)
     titles = ("GPU", "GiB", "GB/s", "TFLOPS", "RELEASED", "UNVERIFIED")
-    return _print_table("GPU", titles, map(cells, found), "RELEASED")
+    return print_table("GPU", titles, map(cells, found), "RELEASED")
 
 
 def list_rewards(args: argparse.Namespace) -> int:
@@ -153,7 +224,7 @@ def list_rewards(args: argparse.Namespace) -> int:
     if args.json:
         return _print_json(found)
     titles = ("REWARD MODEL", "PARAMS", "BASE", "KIND", "DOUBT")
-    return _print_table("reward model", titles, map(cells, found), "KIND")
+    return print_table("reward model", titles, map(cells, found), "KIND")
 
 
 def list_methods(args: argparse.Namespace) -> int:
@@ -168,7 +239,7 @@ def list_methods(args: argparse.Namespace) -> int:
         print(f"{method.id}: {method.title}")
         source = f"{paper.title} (arXiv {paper.arxiv}, {paper.year})"
         for text in (method.description, models, f"one example: {method.data}", source):
-            print(textwrap.fill(text, _width(), initial_indent="  ", subsequent_indent="  "))
+            print(textwrap.fill(text, columns(200), initial_indent="  ", subsequent_indent="  "))
         print()
     return 0
 
@@ -225,54 +296,3 @@ def _pattern(word: str) -> str:
 def _print_json(found: Sequence[Any]) -> int:
     print(json.dumps(found, ensure_ascii=False, indent=1))
     return 0
-
-
-def _print_table(
-    noun: str, titles: Sequence[str], found: Iterable[tuple[str, ...]], spare: str
-) -> int:
-    """Left-aligned columns as wide as the terminal allows; 1 and a word to stderr when empty.
-
-    Columns that say nothing are left out. Too wide a table loses its `spare` column, then the
-    ends of its texts, and only then the middle of its names.
-    """
-    lines = [tuple(titles), *found]
-    if len(lines) == 1:
-        print(f"no {noun} of the catalog matches", file=sys.stderr)
-        return 1
-    columns = [column for column in zip(*lines, strict=True) if set(column[1:]) - {"", "-"}]
-    if _excess(columns) > 0:
-        columns = [column for column in columns if column[0] != spare]
-    widths = [max(map(len, column)) for column in columns]
-    for _ in range(_excess(columns)):
-        texts = max(widths[1:], default=0)
-        at = widths.index(texts, 1) if texts > _LEAST else widths.index(max(widths))
-        widths[at] = max(1, widths[at] - 1)
-    for line in zip(*columns, strict=True):
-        cells = [_cut_inside(line[0], widths[0]), *map(_cut, line[1:], widths[1:])]
-        print("  ".join(map(str.ljust, cells, widths)).rstrip())
-    return 0
-
-
-def _excess(columns: Sequence[tuple[str, ...]]) -> int:
-    """How much wider than the terminal these columns are, two spaces between them."""
-    return sum(max(map(len, column)) + 2 for column in columns) - 2 - _width()
-
-
-_LEAST = 18  # columns that a text keeps while names can still be cut
-
-
-def _cut_inside(name: str, width: int) -> str:
-    """The start and the end of a name too long: names end in what tells them apart."""
-    if len(name) <= width:
-        return name
-    tail = (width - 1) // 2
-    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _width() -> int:
-    """Columns of the terminal; plenty when there is none, for grep."""
-    return shutil.get_terminal_size((200, 24)).columns

@@ -6,9 +6,9 @@ activations.py; which of it is alive together is in phases.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from fitcheck.errors import FitCheckError
 from fitcheck.layouts import LAYOUTS
@@ -21,8 +21,7 @@ KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "q8_0": 34 / 32, "q4_0": 18 / 
 PAGED_FROM = 100_000  # elements from which bitsandbytes pages a state (optim/optimizer.py)
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
+class Role(NamedTuple):
     """One model of a method: what it is made of and what of it trains.
 
     weight: bytes per element of plain weights. stored: how its block linears are kept. head: lm,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from fitcheck.errors import FitCheckError
 
@@ -27,8 +27,7 @@ VERIFIED = frozenset({"exact", "exact_sibling", "instantiated"})
 SIZES = ("params", "hidden_size", "num_layers", "vocab_size", "tie_word_embeddings", "attention")
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
+class Weight(NamedTuple):
     """One parameter tensor, and how many modules of the model hold one like it.
 
     `name` is the module's name without root and layer index ("self_attn.q_proj"); a bias or a
@@ -56,8 +55,7 @@ class Weight:
         return prod(self.shape) * self.copies
 
 
-@dataclass(frozen=True, slots=True)
-class Attention:
+class Attention(NamedTuple):
     """How queries meet keys; the ranks are those of MLA (DeepSeek-V2, arXiv 2405.04434)."""
 
     kind: str  # MHA, GQA, MQA, MLA, "none (SSM)", ...
@@ -75,16 +73,14 @@ class Attention:
     sparse_indexer: Mapping[str, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionBias:
+class AttentionBias(NamedTuple):
     """Whether the projections of attention carry a bias."""
 
     qkv: bool
     out: bool
 
 
-@dataclass(frozen=True, slots=True)
-class MoE:
+class MoE(NamedTuple):
     """The mixture of experts: how many there are, and how many a token visits."""
 
     num_experts: int
@@ -106,8 +102,7 @@ class MoE:
         return self.shared_experts * self.moe_intermediate_size if own is None else own
 
 
-@dataclass(frozen=True, slots=True)
-class KVGroup:
+class KVGroup(NamedTuple):
     """Layers that cache alike: elements of K and of V kept for one token in one layer.
 
     A group with a `window` never holds more tokens than that; MLA keeps one latent as K, no V.

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from fitcheck.errors import FitCheckError
 
 
-@dataclass(frozen=True, slots=True)
-class CardName:
+class CardName(NamedTuple):
     """A card's name taken apart, so that spellings of one card compare equal, and only they."""
 
     words: frozenset[str]  # what makes it another card: 4060, ti, laptop, d, ada
@@ -48,8 +46,8 @@ class CardName:
         number = re.search(_LAST_NUMBER, text)
         rest = cls.of(text[: number.start()]) if number else None
         if number and rest and rest.words:
-            yield replace(rest, memory_gib=float(number[1]))
-            yield replace(rest, cores=int(number[1]))
+            yield rest._replace(memory_gib=float(number[1]))
+            yield rest._replace(cores=int(number[1]))
 
 
 # Patterns as text: re compiles them when they are first used, which most answers never do.

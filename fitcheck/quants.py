@@ -12,8 +12,8 @@ from math import prod
 
 from fitcheck.errors import FitCheckError
 from fitcheck.layouts import LAYOUTS
-from fitcheck.model import Model
-from fitcheck.weights import Weight, has_closed_form, weights
+from fitcheck.model import Model, Weight
+from fitcheck.weights import has_closed_form, weights
 
 # ggml type -> (elements of a block, bytes of a block)
 BLOCKS = {

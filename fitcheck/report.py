@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fitcheck.plan import Plan
 
 ALLOCATED, CACHED, OUTSIDE = "allocated", "cached", "outside"
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """Bytes of one thing: whose it is, and how they were computed (`why` is written when asked for).
 
     place: allocated (torch.cuda.memory_allocated counts it), cached (only memory_reserved does), or
@@ -30,8 +29,7 @@ class Term:
         return self.reason if isinstance(self.reason, str) else self.reason()
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """The terms alive together at one point of a phase."""
 
     name: str
@@ -46,8 +44,7 @@ class Moment:
         return sum(term.bytes for term in self.terms if term.place in places)
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
+class Phase(NamedTuple):
     """A stage of a step; its terms are those of its largest moment, since peaks do not add."""
 
     name: str
@@ -63,8 +60,7 @@ class Phase:
         return self.peak.terms
 
 
-@dataclass(frozen=True, slots=True)
-class Ram:
+class Ram(NamedTuple):
     """What the host needs; usable_bytes and verdict are None for a pretended card without --ram."""
 
     peak_bytes: int
@@ -79,8 +75,7 @@ class Ram:
         return "fits" if self.peak_bytes <= self.usable_bytes else "does-not-fit"
 
 
-@dataclass(frozen=True, slots=True)
-class Error:
+class Error(NamedTuple):
     """How far off answers of this rung were, from recorded measurements: |predicted/measured - 1|."""
 
     relative: float

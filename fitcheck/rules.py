@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fitcheck.plan import Plan
 
 LARGEST = 100_000_000  # more tokens or sequences than this is a slip of the finger
-_LARGEST_RAM = 2**50  # and so are more bytes than a PiB
+_LEAST_RAM, _LARGEST_RAM = 2**20, 2**50  # and so is a host of less than a MiB, more than a PiB
 
 
 def flag_of(name: str) -> str:
@@ -62,6 +62,8 @@ def check_together(plan: Plan) -> None:
         )
     if plan.ram is not None:
         check_whole("ram", plan.ram, 1, _LARGEST_RAM)
+        if plan.ram < _LEAST_RAM:
+            raise FitCheckError(f"--ram {plan.ram} is in bytes", "add a unit, such as 64gib")
     _check_length(plan, plan.model, _SHORTER[plan.method])
     if plan.attention == "flash":
         _check_flash(plan)
@@ -95,7 +97,7 @@ def _check_flash(plan: Plan) -> None:
     capability = plan.gpu.compute_capability
     if plan.gpu.vendor in ("apple", "intel") or (capability and capability < (8, 0)):
         raise FitCheckError(
-            f"--attention flash does not run on {plan.gpu.name}: it needs Ampere or newer, or AMD's",
+            f"--attention flash does not run on {plan.gpu.name}: it needs Ampere or newer",
             "use --attention sdpa",
         )
 

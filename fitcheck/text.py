@@ -13,7 +13,7 @@ from fitcheck.report import ALLOCATED, OUTSIDE, Moment, Phase, Report, Term
 GIB = 2**30
 WORDS = {"fits": ("✓", "FITS"), "tight": ("≈", "TIGHT"), "does-not-fit": ("✗", "DOES NOT FIT")}
 COLOURS = {"fits": "32", "tight": "33", "does-not-fit": "31"}
-FILLS = "█▓▒░▞▚"
+FILLS, REST = "█▓▒░▞▚", "▪"  # components of the bar, the largest first, and all others
 ROLES = ("policy", "reference", "reward", "critic")
 SOURCES = {"estimate": "estimate", "dry-run": "dry run", "measured": "measured"}
 RULES = {"bf16": "2", "fp16": "2", "fp32": "4"}
@@ -26,16 +26,19 @@ def gib(size: int) -> str:
 
 def colourful() -> bool:
     """Whether standard output is a terminal that wants colour (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return wanted and sys.stdout.isatty()
 
 
-def report_text(report: Report, width: int = 80, colour: bool = False, explain: bool = False) -> str:
-    """One screen: verdict, bar, what is alive at the peak, phases by role, and what stands behind."""
+def report_text(
+    report: Report, width: int = 80, colour: bool = False, explain: bool = False
+) -> str:
+    """One screen: verdict, bar, what is alive at the peak, phases by role, what stands behind."""
     parts = [
-        [headline(report.plan)],
-        verdict_lines(report, colour),
+        textwrap.wrap(headline(report.plan), width),
+        verdict_lines(report, width, colour),
         bar(report, min(width, 100)),
-        at_peak(report),
+        at_peak(report, min(width, 80)),
         phase_table(report, width),
         footnotes(report, width),
     ]
@@ -52,31 +55,36 @@ def headline(plan: Plan) -> str:
     return f"{plan.method.upper()} of {plan.model.id} ({how}) on {plan.gpus} x {plan.gpu.name}"
 
 
-def verdict_lines(report: Report, colour: bool = False) -> list[str]:
+def verdict_lines(report: Report, width: int = 80, colour: bool = False) -> list[str]:
     """The answer in words and by how much."""
     glyph, words = WORDS[report.verdict]
-    text = f"{glyph} {words}"
-    if colour:
-        text = f"\x1b[1;{COLOURS[report.verdict]}m{text}\x1b[0m"
-    spare = report.spare_bytes
-    if report.card_verdict == "does-not-fit":
-        over = report.needed_bytes - report.usable_bytes
-        text += f": {gib(over)} GiB too much"
-    elif spare < 0:
-        text += f": only if the allocator gives back {gib(-spare)} GiB of its cache"
-    else:
-        text += f": {gib(spare)} GiB to spare"
     phase = report.peak_phase
-    lines = [
-        text,
-        f"  {gib(report.peak_bytes)} GiB at the worst moment ({phase.name}, {phase.peak.name}); "
-        f"{gib(report.usable_bytes)} GiB usable",
-    ]
-    if report.verdict != report.card_verdict or report.ram.verdict == "does-not-fit":
-        lines.append(f"  the host's RAM is too small: see RAM below (the card: {report.card_verdict})")
-    elif report.card_verdict == "tight" and spare >= 0:
-        lines.append("  the room to spare is smaller than the error of this answer")
-    return lines
+    lines = textwrap.wrap(f"{glyph} {words}: {_by_how_much(report)}", width, subsequent_indent="  ")
+    if colour:
+        code, head = COLOURS[report.verdict], f"{glyph} {words}"
+        lines[0] = lines[0].replace(head, f"\x1b[1;{code}m{head}\x1b[0m", 1)
+    more = (
+        f"needs {gib(report.peak_bytes)} GiB in {phase.name} ({phase.peak.name}); "
+        f"{gib(report.usable_bytes)} GiB usable"
+    )
+    return lines + textwrap.wrap(more, width, initial_indent="  ", subsequent_indent="  ")
+
+
+def _by_how_much(report: Report) -> str:
+    over, spare = report.needed_bytes - report.usable_bytes, report.spare_bytes
+    if report.card_verdict == "does-not-fit":
+        text = f"{gib(over)} GiB too much" if over > 0 else "no gap is left for its largest block"
+    elif spare < 0:
+        text = f"only if the allocator gives back {gib(-spare)} GiB of its cache"
+    else:
+        text = f"{gib(spare)} GiB to spare"
+        if report.card_verdict == "tight":
+            text += ", less than this answer may be off"
+    ram = report.ram
+    if ram.verdict == "does-not-fit" and ram.usable_bytes is not None:
+        short = gib(ram.peak_bytes - ram.usable_bytes)
+        return f"the host lacks {short} GiB of RAM; on the card {text}"
+    return text
 
 
 def components(moment: Moment) -> list[tuple[str, list[str], int]]:
@@ -85,9 +93,16 @@ def components(moment: Moment) -> list[tuple[str, list[str], int]]:
     for term in moment.terms:
         if term.bytes:
             roles, size = sums.get(term.name, ([], 0))
-            sums[term.name] = ([*roles, term.role] if term.role not in roles else roles, size + term.bytes)
+            roles = roles if term.role in roles else [*roles, term.role]
+            sums[term.name] = (roles, size + term.bytes)
     found = [(name, roles, size) for name, (roles, size) in sums.items()]
     return sorted(found, key=lambda item: -item[2])
+
+
+def drawn(moment: Moment) -> list[tuple[str, list[str], int]]:
+    """The components that bar and legend tell apart: six at most, none that prints as 0.0."""
+    parts = components(moment)[: len(FILLS)]
+    return [part for part in parts if part[2] >= GIB // 20] or parts[:1]
 
 
 def bar(report: Report, width: int) -> list[str]:
@@ -95,40 +110,67 @@ def bar(report: Report, width: int) -> list[str]:
     room = width - 4
     peak, usable = report.peak_bytes, report.usable_bytes
     whole = max(peak, usable, 1)
-    cells = ""
-    parts = components(report.peak_phase.peak)[: len(FILLS)]
-    for fill, (_, _, size) in zip(FILLS, parts, strict=False):
-        cells += fill * round(size / whole * room)
+    cells, sofar = "", 0
+    for fill, (_, _, size) in zip(FILLS, drawn(report.peak_phase.peak), strict=False):
+        sofar += size
+        cells += fill * (round(sofar / whole * room) - len(cells))
+    cells += REST * (round(peak / whole * room) - len(cells))
     end = min(room - 1, round(usable / whole * room))
-    cells = cells[:room].ljust(room, "·")
-    mark = f"{gib(usable)} GiB usable ▲"
-    return ["  " + cells, "  " + mark.rjust(end + 1) if len(mark) <= end + 1 else "  " + " " * end + "▲ " + mark[:-2]]
+    label = f"{gib(usable)} GiB usable"
+    mark = f"{label} ▲" if len(label) + 2 <= end + 1 else "▲ " + label
+    mark = mark.rjust(end + 1) if mark.endswith("▲") else " " * end + mark
+    return ["  " + cells.ljust(room, "·"), "  " + mark]
 
 
-def at_peak(report: Report) -> list[str]:
+def at_peak(report: Report, width: int) -> list[str]:
     """Legend of the bar: component, whose, GiB, share."""
     moment = report.peak_phase.peak
-    lines = [f"At the peak{'GiB':>47}"]
-    parts = components(moment)
-    for place, (name, roles, size) in enumerate(parts[: len(FILLS)]):
-        share = 100 * size / max(1, moment.bytes)
-        whose = ", ".join(roles)
-        lines.append(f"  {FILLS[place]} {name:<22}{whose:<27}{gib(size):>7} {share:4.0f} %")
-    rest = sum(size for _, _, size in parts[len(FILLS) :])
-    if rest:
-        lines.append(f"    {'everything else':<49}{gib(rest):>7} {100 * rest / moment.bytes:4.0f} %")
+    parts = [
+        (fill, name, ", ".join(roles), size)
+        for fill, (name, roles, size) in zip(FILLS, drawn(moment), strict=False)
+    ]
+    if rest := moment.bytes - sum(size for *_, size in parts):
+        parts.append((REST, "everything else", "", rest))
+    names = max(len(name) for _, name, _, _ in parts)
+    sizes = max(len(gib(size)) for *_, size in parts)
+    roles, room = max(len(whose) for _, _, whose, _ in parts), width - sizes - 15
+    roles = max(3, min(roles, room - names))
+    names = min(names, room - roles)
+    lines = [f"At the peak{'GiB':>{names + roles + sizes - 3}}"]
+    for fill, name, whose, size in parts:
+        share = f"{100 * size / max(1, moment.bytes):4.0f} %"
+        lines.append(
+            f"  {fill} {_cut(name, names):<{names}}  {_cut(whose, roles):<{roles}}  {gib(size):>{sizes}} {share}"
+        )
     return lines
 
 
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
 def phase_table(report: Report, width: int) -> list[str]:
-    """GiB by phase and role, at the largest moment of each phase."""
-    present = [r for r in ROLES if any(t.role == r and t.bytes for p in report.phases for t in p.terms)]
-    lines = [f"{'Phase':<24}" + "".join(f"{role:>10}" for role in (*present, "other", "all"))]
+    """GiB by phase and role, at the largest moment of each phase; narrow: of all roles together."""
+    terms = [term for phase in report.phases for term in phase.terms if term.bytes]
+    present = [role for role in ROLES if any(term.role == role for term in terms)]
+    titles = [*present, "other", "all"]
+    rows = []
     for phase in report.phases:
         cells = [_sum(t for t in phase.terms if t.role == role) for role in present]
         cells += [_sum(t for t in phase.terms if t.role not in present), phase.peak.bytes]
-        mark = " ◀" if phase is report.peak_phase and width >= 78 else ""
-        lines.append(f"{phase.name:<24}" + "".join(f"{gib(c):>10}" for c in cells) + mark)
+        rows.append([gib(cell) for cell in cells])
+    title = "Phase, GiB"
+    names = max(len(title), *(len(phase.name) for phase in report.phases))
+    rooms = [max(map(len, cells)) + 2 for cells in zip(titles, *rows, strict=True)]
+    if names + sum(rooms) + 2 > width:
+        titles, rooms, rows = titles[-1:], rooms[-1:], [row[-1:] for row in rows]
+
+    def line(name: str, cells: list[str]) -> str:
+        return f"{name:<{names}}" + "".join(map(str.rjust, cells, rooms))
+
+    lines = [line(title, titles)]
+    for phase, row in zip(report.phases, rows, strict=True):
+        lines.append(line(phase.name, row) + (" ◀" if phase is report.peak_phase else ""))
     return lines
 
 

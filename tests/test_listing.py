@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from fitcheck import catalog, listing
+from fitcheck import catalog, check, decoder, fitting, listing
 from fitcheck.errors import FitCheckError
+from fitcheck.model import Model
 
 
 @pytest.fixture(autouse=True)
@@ -234,3 +235,102 @@ def test_a_bad_range_is_the_users_mistake() -> None:
 )
 def test_counts_as_people_say_them(number: int | None, text: str) -> None:
     assert listing.count(number) == text
+
+
+PLAN = "--fits --gpu 4090 --method ppo --tuning lora"
+ASKED = {"gpu": "4090", "method": "ppo", "tuning": "lora"}
+
+
+def judged(line: str, capsys: pytest.CaptureFixture[str]) -> list[Model]:
+    """The models that a list shows and the estimate covers."""
+    entries = {entry["id"]: entry for entry in catalog.model_entries()}
+    models = [catalog.model(entries[row["id"]]) for row in rows_of(line, capsys)]
+    return [model for model in models if not decoder.covered(model, "lora")]
+
+
+def test_fits_agrees_with_check(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = {m.id: check(m, **ASKED) for m in judged("models qwen2.5", capsys)}
+    fitting = {name: r for name, r in answers.items() if r.verdict != "does-not-fit"}
+    assert 0 < len(fitting) < len(answers)
+    found = rows_of(f"models qwen2.5 {PLAN}", capsys)
+    assert {row["id"]: (row["verdict"], row["peak_bytes"]) for row in found} == {
+        name: (report.verdict, report.peak_bytes) for name, report in fitting.items()
+    }
+    sizes = [row["params"] for row in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert found[0]["sources"]  # the full row
+
+
+def test_fits_shows_verdict_and_peak(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(f"models qwen2.5-1.5b {PLAN}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["MODEL", "PARAMS", "VERDICT", "GiB", "RELEASED"]
+    report = check("Qwen/Qwen2.5-1.5B", **ASKED)
+    (row,) = [line for line in lines if line.startswith("Qwen/Qwen2.5-1.5B ")]
+    peak = f"{report.peak_bytes / 2**30:.1f}"
+    assert row.split() == ["Qwen/Qwen2.5-1.5B", "1.54B", report.verdict, peak, "2024-09"]
+
+
+def test_fits_counts_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    every = rows_of("models llama", capsys)
+    models = judged("models llama", capsys)
+    tokens = 4096 + 4096
+    short = [m for m in models if m.max_position_embeddings < tokens]
+    assert short
+    assert run(f"models llama {PLAN} --prompt 4096 --response 4096") == 0
+    told = " ".join(capsys.readouterr().out.partition("\n\n")[2].split())
+    left = len(models) - len(short)
+    assert re.match(rf"\d+ of {left} models fit on 1 x NVIDIA GeForce RTX 4090 \(23\.7 GiB", told)
+    assert f"{len(every) - len(models)} models are not covered by the estimate" in told
+    assert f"{len(short)} models cannot read that many tokens" in told
+
+
+def test_what_is_not_covered_is_not_judged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def covered(model: Model, tuning: str = "full") -> str:
+        return "its shape" if model.id.endswith("Instruct") else ""
+
+    for module in (listing, fitting):
+        monkeypatch.setattr(module, "covered", covered)
+    run("models qwen2.5-1.5b")
+    lines = capsys.readouterr().out.splitlines()
+    marks = {line.split()[0]: "none" in line for line in lines[1:]}
+    assert "ESTIMATE" in lines[0]
+    assert marks
+    assert all(mark == name.endswith("Instruct") for name, mark in marks.items())
+    found = rows_of(f"models qwen2.5-1.5b {PLAN}", capsys)
+    assert {row["id"] for row in found} == {"Qwen/Qwen2.5-1.5B"}
+
+
+def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models qwen2.5-72b --fits --gpu 4090 --method sft") == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("none of 2 models fits")
+    assert rows_of("models qwen2.5-72b --fits --gpu 4090 --method sft", capsys) == []
+
+
+def test_a_plan_needs_fits() -> None:
+    with pytest.raises(FitCheckError, match="--tuning is part of a plan") as raised:
+        run("models qwen2.5 --tuning lora")
+    assert "--fits" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--gpu rtx9999", "no GPU in the catalog"),
+        ("--method sft --group 4", "--group has no meaning for sft"),
+        ("--method dpo --batch 8 --micro-batch 3", "does not divide"),
+    ],
+)
+def test_a_plan_that_fits_no_model_is_the_users_mistake(flags: str, message: str) -> None:
+    with pytest.raises(FitCheckError, match=message):
+        run(f"models qwen2.5 --fits --gpu 4090 {flags}")
+
+
+def test_a_plan_that_only_some_models_can_follow(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models qwen2.5 --fits --gpu h200 --method sft --tuning lora --lora-rank 1000") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "3 models cannot run this plan (--lora-rank 1,000 is more than the width" in told

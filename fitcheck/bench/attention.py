@@ -7,7 +7,7 @@ and autograd formula are PyTorch's own: what is saved for backward is then right
 allocates for itself alone is in workspaces.py.
 
     with as_on_cuda((8, 0)):
-        model(input_ids)  # attn_implementation="sdpa"
+        model(input_ids)  # attn_implementation=implementation("sdpa")
 
 The rules were compared with `torch._fused_sdp_choice` of the CUDA build of PyTorch 2.13.0, for
 2 880 combinations of type, head dimension, mask, grouping and gradient on each of seven
@@ -24,6 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
+
+from fitcheck.bench.precision import autocast_dtype
 
 aten = torch.ops.aten
 
@@ -64,6 +68,19 @@ def kernel(
 def needs_grad(*tensors: Tensor) -> bool:
     """Whether autograd will ask for the backward of an operation on these."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def implementation(attention: str) -> str:
+    """The transformers `attn_implementation` for that choice of a plan, without other packages.
+
+    For "flash" a stand-in for flash-attn: its kernel is also PyTorch's own. The name must not have
+    "flash" in it, at which transformers asks for the package.
+    """
+    if attention != "flash":
+        return attention
+    AttentionInterface.register("unpadded", _unpadded)
+    AttentionMaskInterface.register("unpadded", flash_attention_mask)
+    return "unpadded"
 
 
 @contextmanager
@@ -191,3 +208,65 @@ def _aligned(mask: Tensor) -> Tensor:
         return mask
     keys = mask.shape[-1]
     return F.pad(mask, (0, -keys % 8))[..., :keys]
+
+
+def _unpadded(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' flash_attention_forward: padded rows are unpadded by copies, and padded again.
+
+    As many tokens are taken to be real as there are: the padding of a few rows is no saving.
+    """
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    if query.dtype == torch.float32:  # rotated by fp32 angles; the kernel knows 16-bit types alone
+        dtype = autocast_dtype(query.device) or next(module.parameters()).dtype
+        query, key, value = (t.to(dtype) for t in (query, key, value))
+    rows, tokens, heads, width = query.shape
+    keys = key.shape[1]
+    causal = tokens > 1 and (module.is_causal if is_causal is None else is_causal)
+    ends = kwargs.get("cu_seq_lens_q")
+    if mask is None and ends is None:
+        return _flash(query, key, value, None, tokens, keys, dropout, causal, scaling), None
+    if ends is not None:  # packed rows need no copies
+        longest = kwargs["max_length_q"]
+        flat = [t.reshape(-1, *t.shape[2:]) for t in (query, key, value)]
+        out = _flash(*flat, (ends, ends), longest, longest, dropout, causal, scaling)
+        return out.view(rows, tokens, heads, width), None
+    real = torch.empty(rows * keys, dtype=torch.int64, device=key.device)
+    ends = torch.empty(rows + 1, dtype=torch.int32, device=key.device)
+    key, value = (t.reshape(-1, *t.shape[2:])[real] for t in (key, value))
+    flat_query = query.reshape(-1, heads, width)
+    if tokens > 1:
+        flat_query = flat_query[real]
+    out = _flash(flat_query, key, value, (ends, ends), tokens, keys, dropout, causal, scaling)
+    if tokens > 1:
+        padded = torch.zeros_like(out)
+        padded[real] = out
+        out = padded
+    return out.view(rows, tokens, heads, width), None
+
+
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ends: tuple[Tensor, Tensor] | None,
+    tokens: int,
+    keys: int,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+) -> Tensor:
+    """FlashAttention-2 over [rows, tokens, heads, D], or over all rows' tokens in one."""
+    return aten._flash_attention_forward(  # type: ignore[no-any-return]
+        *(query, key, value, *(ends or (None, None)), tokens, keys, dropout, causal, False),
+        scale=scale,
+    )[0]

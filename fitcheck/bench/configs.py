@@ -43,8 +43,9 @@ def config_from(model: Model) -> PretrainedConfig:
     elif model.head_dim * model.num_attention_heads != model.hidden_size and _free(defaults):
         shape["head_dim"] = model.head_dim  # read even where the class does not declare it
     shape |= _OWN.get(model_type, lambda _: {})(model)
-    if (defaults.pad_token_id or 0) >= model.vocab_size:
-        shape["pad_token_id"] = None
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if isinstance(getattr(defaults, name, None), int) and name not in shape:
+            shape[name] = None  # of no use here, and those of the class may exceed the vocabulary
     for name, value in vars(defaults).items():
         if isinstance(value, float) and name.endswith(("dropout", "pdrop", "dropout_prob")):
             shape[name] = 0.0

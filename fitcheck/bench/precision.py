@@ -131,6 +131,26 @@ def _disabled() -> Iterator[None]:
         MetaAutocast.current = active
 
 
+@contextmanager
+def autocast_off_on_meta() -> Iterator[None]:
+    """Within, `torch.autocast("meta", enabled=False)`, which torch refuses, ends our autocast.
+
+    PEFT writes it around the adapters of experts.
+    """
+    real = torch.autocast
+
+    def region(device_type: str, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
+        if device_type == "meta" and not kwargs.get("enabled", True):
+            return _disabled()
+        return real(device_type, *args, **kwargs)
+
+    torch.autocast = region  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch.autocast = real  # type: ignore[misc]
+
+
 def keep_rotary_in_fp32(model: nn.Module) -> None:
     """On meta, transformers' own `autocast(enabled=False)` around rotary angles has no effect."""
     for module in model.modules():

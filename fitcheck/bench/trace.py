@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fitcheck import kernels
 from fitcheck.bench import loops, roles, steps
-from fitcheck.bench.attention import as_on_cuda
+from fitcheck.bench.attention import as_on_cuda, implementation
 from fitcheck.bench.recorder import Recorder
 from fitcheck.bench.tracer import Tracer
 from fitcheck.plan import Plan
@@ -129,13 +129,15 @@ def trace(
         for context in (as_on_cuda(card.capability), _no_garbage_collection(), tracer):
             stack.enter_context(context)
         with recorder.phase("load"):
-            built = recorder.roles = roles.build(plan, torch.device("meta"))
+            attention = implementation(plan.attention)
+            built = recorder.roles = roles.build(plan, torch.device("meta"), attention)
             recorder.label_weights()
         if detail:
             stack.enter_context(_module_names(tracer, built))
         for _ in range(count):
             result.starts.append(len(tracer.events))
             steps.run_step(plan, built, recorder)
+        result.events = list(tracer.events)  # what is freed after the last step is no part of it
     return result
 
 

@@ -123,7 +123,9 @@ class Tracer(TorchDispatchMode):
             return func(*args, **kwargs)
         single, layouts = known
         tensors = [
-            layout and torch.empty_strided(layout[0], layout[1], dtype=layout[2], device="meta")
+            torch.empty_strided(layout[0], layout[1], dtype=layout[2], device="meta")
+            if type(layout) is tuple
+            else layout
             for layout in layouts
         ]
         return tensors[0] if single else tuple(tensors)
@@ -146,12 +148,15 @@ def _shapes(values: Any) -> tuple[Any, ...]:
 
 
 def _layouts(out: Any) -> Any:
-    """(a single tensor?, shape, strides and type of each); None unless all are new meta tensors."""
+    """(a single tensor?, shape, strides and type of each); None unless all are new meta tensors.
+
+    An integer among the outputs follows from the shapes.
+    """
     single = isinstance(out, Tensor)
     layouts: list[Any] = []
     for tensor in (out,) if single else out:
-        if tensor is None:
-            layouts.append(None)
+        if tensor is None or isinstance(tensor, int):
+            layouts.append(tensor)
         elif isinstance(tensor, Tensor) and tensor.is_meta:
             layout = (tensor.shape, tensor.stride(), tensor.dtype)
             copy = torch.empty_strided(layout[0], layout[1], dtype=layout[2], device="meta")
@@ -206,11 +211,16 @@ def _with_workspace(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: An
     for tensor in outputs[: workspaces.ON_CARD.get(func)]:
         if isinstance(tensor, Tensor):
             tracer.register(tensor, func)
-    workspace = workspaces.OF[func]
-    sizes = workspace(tracer.card, args, out) if outputs[0].is_meta else ()
+    if outputs[0].is_meta:
+        _hidden(tracer, workspaces.OF[func], args, out)
+    return out
+
+
+def _hidden(tracer: Tracer, workspace: Any, args: tuple[Any, ...], out: Any) -> None:
+    """What the kernel takes while it runs."""
+    sizes = workspace(tracer.card, args, out)
     names = [tracer.allocate(size, workspace.__name__) for size in sizes if size]
     tracer.events.extend((0, name) for name in reversed(names))
-    return out
 
 
 def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -274,6 +284,14 @@ def _is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def _index_put(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """What the backward of indexing does in place, but not while a mode is active: index_backward."""
+    if torch._C._current_graph_task_id() == -1 or not args[0].is_meta:
+        return _plain(tracer, func, args, kwargs)
+    _hidden(tracer, workspaces.index_put, args, args[0])
+    return args[0]
+
+
 def _scalar(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
     """The value of a meta tensor, which transformers asks of its masks.
 
@@ -299,6 +317,7 @@ _SPECIAL: dict[Any, Any] = {
     aten.bmm.default: _matmul,
     aten.baddbmm.default: _matmul,
     aten.add.Tensor: _add,
+    aten.index_put.default: _index_put,
     aten._unsafe_view.default: _unsafe_view,
     aten._local_scalar_dense.default: _scalar,
 }

@@ -31,20 +31,8 @@ def cublas(card: Card) -> int:
 
 def flash_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """Partial results where the keys are split to fill the card: flash_api.cpp, set_params_splitkv."""
-    query, key = args[0], args[1]
-    batch, heads, tokens, width = query.shape
-    groups, keys = key.shape[1], key.shape[2]
-    if len(args) > 3 and args[3]:  # dropout
-        return ()
-    if tokens == 1 and heads > groups and width % 8 == 0:  # seqlenq_ngroups_swapped
-        heads, tokens = groups, heads // groups
-    block = 256 if width <= 64 else 128 if width <= 128 else 64
-    rows = batch * heads * _parts(tokens, 64)
-    splits = _splits(rows, 2 * card.sms, _parts(keys, block))
-    if splits == 1:
-        return ()
-    each = 4 * splits * batch * heads * tokens
-    return each, each * _flash_width(width)
+    (batch, heads, tokens, width), (_, groups, keys, _) = args[0].shape, args[1].shape
+    return _split_results(card, batch, heads, groups, tokens, keys, width)
 
 
 def flash_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
@@ -52,11 +40,48 @@ def flash_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     query, key = args[1], args[2]
     batch, heads, tokens, width = query.shape
     rows = batch * heads * _up(tokens, 128)
-    sizes = (4 * rows, 4 * rows * _flash_width(width))
-    if heads != key.shape[1]:
-        expanded = batch * heads * key.shape[2] * width * query.element_size()
-        sizes += (expanded, expanded)
-    return sizes
+    return 4 * rows, 4 * rows * _flash_width(width), *_expanded(query, key, heads, key.shape[1])
+
+
+def flash_package_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
+    """As `flash_forward`, of [rows, tokens, heads, D]; rows of different lengths: mha_varlen_fwd."""
+    query, key, ends = args[0], args[1], args[3]
+    if ends is None:
+        (batch, tokens, heads, width), (_, keys, groups, _) = query.shape, key.shape
+        return _split_results(card, batch, heads, groups, tokens, keys, width)
+    tokens, keys, batch = args[5], args[6], ends.numel() - 1
+    heads, groups, width = query.shape[-2], key.shape[-2], query.shape[-1]
+    if tokens > 1 or heads == groups:  # only decoding splits its keys there
+        return ()
+    return _split_results(card, batch, heads, groups, tokens, keys, width)
+
+
+def flash_package_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
+    """As `flash_backward`, of [rows, tokens, heads, D]; rows of different lengths: mha_varlen_bwd."""
+    query, key, ends = args[1], args[2], args[6]
+    heads, width = query.shape[-2:]
+    if ends is None:
+        rows = query.shape[0] * _up(query.shape[1], 128) * heads
+    else:
+        rows = (query.shape[0] + 128 * (ends.numel() - 1)) * heads
+    return 4 * rows, 4 * rows * _flash_width(width), *_expanded(query, key, heads, key.shape[-2])
+
+
+def _expanded(query: Tensor, key: Tensor, heads: int, groups: int) -> Sizes:
+    """dK and dV of every query head."""
+    size = key.numel() // groups * heads * query.element_size()
+    return (size, size) if heads != groups else ()
+
+
+def _split_results(
+    card: Card, batch: int, heads: int, groups: int, tokens: int, keys: int, width: int
+) -> Sizes:
+    if tokens == 1 and heads > groups and width % 8 == 0:  # seqlenq_ngroups_swapped
+        heads, tokens = groups, heads // groups
+    block = 256 if width <= 64 else 128 if width <= 128 else 64
+    splits = _splits(batch * heads * _parts(tokens, 64), 2 * card.sms, _parts(keys, block))
+    each = 4 * splits * batch * heads * tokens
+    return (each, each * _flash_width(width)) if splits > 1 else ()
 
 
 def cudnn_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
@@ -151,6 +176,12 @@ def reduction(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     if source.is_floating_point() or source.dtype == out.dtype:
         return partial
     return source.numel() * out.element_size(), *partial  # cast first
+
+
+def index_put(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
+    """Adding up at indices sorts them first: Indexing.cu, index_put_with_sort_kernel."""
+    count = 8 * max(i.numel() for i in args[1] if i is not None)
+    return (count,) * 5 if len(args) > 3 and args[3] else ()
 
 
 def index(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
@@ -269,6 +300,8 @@ def _pow2(n: int) -> int:
 OF: dict[Any, Callable[[Card, tuple[Any, ...], Any], Sizes]] = {
     aten._scaled_dot_product_flash_attention.default: flash_forward,
     aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
+    aten._flash_attention_forward.default: flash_package_forward,
+    aten._flash_attention_backward.default: flash_package_backward,
     aten._scaled_dot_product_efficient_attention.default: efficient_forward,
     aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
     aten._scaled_dot_product_cudnn_attention.default: lambda card, args, out: (),

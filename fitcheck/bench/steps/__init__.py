@@ -9,9 +9,11 @@ No Python branch depends on a tensor's value, so a step also runs where tensors 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from torch import Tensor
 
+from fitcheck.bench.precision import autocast_off_on_meta
 from fitcheck.bench.recorder import Recorder
 from fitcheck.bench.roles import Roles
 from fitcheck.bench.steps.dpo import dpo
@@ -28,4 +30,6 @@ STEPS: dict[str, Step] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, 
 
 def run_step(plan: Plan, roles: Roles, recorder: Recorder | None = None) -> dict[str, Tensor]:
     """One step of the plan's method; returns its figures (losses, rewards) as scalar tensors."""
-    return STEPS[plan.method](plan, roles, recorder or Recorder())
+    on_meta = roles.device.type == "meta"
+    with autocast_off_on_meta() if on_meta else nullcontext():
+        return STEPS[plan.method](plan, roles, recorder or Recorder())
