@@ -47,7 +47,7 @@ class Comparison:
 
 def rows(key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file name, row) of every recorded row under that key: `runs` or `losses`."""
-    for path in sorted((catalog.ROOT / "measurements").glob("*.json")):
+    for path in sorted(Path(catalog.ROOT, "measurements").glob("*.json")):
         content = _content(path)
         found = content.get(key, [])
         if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
@@ -159,8 +159,8 @@ def main() -> int:
     print(table(found))
     if "--write" in sys.argv[1:]:
         text = json.dumps(summary(found), indent=1) + "\n"
-        (catalog.ROOT / "accuracy.json").write_text(text, encoding="utf-8", newline="\n")
-        readme = catalog.ROOT.parent / "README.md"
+        Path(catalog.ROOT, "accuracy.json").write_text(text, encoding="utf-8", newline="\n")
+        readme = Path(catalog.ROOT).parent / "README.md"
         if readme.is_file():  # a checkout
             changed = with_table(readme.read_text(encoding="utf-8"), table(found))
             readme.write_text(changed, encoding="utf-8", newline="\n")

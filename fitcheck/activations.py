@@ -110,6 +110,7 @@ class Stage(NamedTuple):
     gradients: int  # made so far
 
 
+@lru_cache(maxsize=8192)
 def inference_peak(model: Model, setting: Setting, shape: Shape, head: str) -> tuple[int, int]:
     """(largest working memory of the layers, of the head) in a pass without gradients."""
     casts = largest = 0
@@ -121,6 +122,7 @@ def inference_peak(model: Model, setting: Setting, shape: Shape, head: str) -> t
     return casts + largest, casts + peak
 
 
+@lru_cache(maxsize=8192)
 def update_stages(
     model: Model, setting: Setting, shape: Shape, head: str, checkpointing: bool, accumulate: bool
 ) -> tuple[Stage, ...]:

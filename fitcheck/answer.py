@@ -6,7 +6,6 @@ report.verdict, report.peak_bytes
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -95,16 +94,13 @@ def _memory(value: Any) -> UsableMemory:
     """The memory of a live card, as a Plan in JSON states it."""
     if isinstance(value, UsableMemory):
         return value
-    kinds = {f.name: {"estimated": bool, "why": str}.get(f.name, int) for f in _MEMORY_FIELDS}
+    kinds = {name: {"estimated": bool, "why": str}.get(name, int) for name in UsableMemory._fields}
     if not isinstance(value, Mapping) or value.keys() != kinds.keys():
         raise FitCheckError("memory is not that of a plan", f"an object of {', '.join(kinds)}")
     for name, kind in kinds.items():
         if type(value[name]) is not kind or (kind is int and not 0 <= value[name] <= 2**50):
             raise FitCheckError(f"memory: {name} cannot be {value[name]!r}", "bytes, 1 PiB at most")
     return UsableMemory(**value)
-
-
-_MEMORY_FIELDS = dataclasses.fields(UsableMemory)
 
 
 def plan_from(values: Mapping[str, Any]) -> Plan:

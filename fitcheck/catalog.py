@@ -14,11 +14,11 @@ cards the SXM board (A100: 80 GB); of a Mac's chip the fullest. `GPU.assumed` sa
 from __future__ import annotations
 
 import json
+import os.path
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitcheck.errors import FitCheckError
@@ -41,9 +41,10 @@ from fitcheck.names import (
 if TYPE_CHECKING:
     from fitcheck.records import CloudPrice, Method, RewardModel
 
-HERE = Path(__file__).parent
-# Inside a wheel the data lie beside the code, in a checkout one folder up.
-ROOT = HERE / "catalog" if (HERE / "catalog").is_dir() else HERE.parent / "catalog"
+# os.path and not pathlib, whose import is a twentieth of an answer's time. Inside a wheel the data
+# lie beside the code, in a checkout one folder up.
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.join(HERE if os.path.isdir(f"{HERE}/catalog") else os.path.dirname(HERE), "catalog")
 VENDORS = ("nvidia", "amd", "intel", "apple")
 
 Row = dict[str, Any]
@@ -53,7 +54,8 @@ Row = dict[str, Any]
 def read(name: str) -> Row:
     """The content of one catalog file; FitCheckError, naming it, when it is missing or damaged."""
     try:
-        content = json.loads((ROOT / name).read_bytes())
+        with open(f"{ROOT}/{name}", "rb") as file:
+            content = json.load(file)
     except (OSError, ValueError) as fault:
         raise damaged(name, str(fault)) from fault
     if not isinstance(content, dict):
@@ -72,7 +74,7 @@ def rows(name: str, key: str) -> list[Row]:
 def damaged(name: str, fault: str) -> FitCheckError:
     """The error for a catalog file that is not as it was shipped."""
     return FitCheckError(
-        f"the catalog file {ROOT / name} is damaged: {fault}",
+        f"the catalog file {ROOT}/{name} is damaged: {fault}",
         "reinstall FitCheck, or restore the file if you have edited it",
     )
 

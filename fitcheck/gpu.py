@@ -35,8 +35,7 @@ APPLE_LARGE, APPLE_SHARE_LARGE, APPLE_SHARE_SMALL = 36 * GIB, (3, 4), (2, 3)
 SHARED_SHARE, SHARED_LEAST, SHARED_SMALL = 0.10, 10 * GIB, 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class UsableMemory:
+class UsableMemory(NamedTuple):
     """Bytes of one card: what its driver reports, less the driver's own, less other processes'."""
 
     total_bytes: int
@@ -61,7 +60,7 @@ class StreetPrice(NamedTuple):
     source: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class GPU:
     """One accelerator as the operating system sees it (a board of two dies is two of them).
 
@@ -118,6 +117,9 @@ class GPU:
     unverified: tuple[str, ...] = ()
     field_sources: tuple[tuple[str, str], ...] = ()  # (field, where its number is from)
     assumed: str = field(default="", compare=False)  # how a name with several meanings was read
+
+    def __repr__(self) -> str:
+        return f"<GPU {self.id}>"
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> GPU:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
-from fitcheck import memory
+from fitcheck import memory, quants
 from fitcheck.memory import Role
 from fitcheck.plan import Plan
 from fitcheck.report import Ram, Term
@@ -21,7 +22,7 @@ def ram(plan: Plan) -> Ram:
     """RAM at its worst: while the largest model is read, or while everything offloaded is there."""
     held = roles(plan)
     process = Term("process", "host", PROCESS, "Python, torch and transformers: 692 MiB seen")
-    loading = max((_loading(role) for role in held.values()), key=lambda term: term.bytes)
+    loading = max((_loading(plan, role) for role in held.values()), key=lambda term: term.bytes)
     away = [_weights(role) for role in held.values() if role.name in (plan.offload or ())]
     if plan.offload and "optimizer" in plan.offload:
         away += [_optimizer(role) for role in held.values() if role.tuning]
@@ -35,11 +36,14 @@ def _sum(terms: tuple[Term, ...]) -> int:
     return sum(term.bytes for term in terms)
 
 
-def _loading(role: Role) -> Term:
+@lru_cache(maxsize=1024)
+def _loading(plan: Plan, role: Role) -> Term:
     """from_pretrained reads a model on the CPU, one at a time, before it moves to the card."""
     size = memory.total(memory.weight_sizes(role))
     if role.stored != "plain":  # quantized on the card from 16-bit weights
         size = 2 * sum(prod(s) * n for s, n, _ in memory.base_tensors(role.model, role.head))
+    elif plan.quant:  # the checkpoint itself has that type
+        size = quants.weight_bytes(role.model, plan.quant)
     return Term("loading", role.name, size, "read on the CPU, then moved to the card")
 
 

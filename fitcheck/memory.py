@@ -40,6 +40,7 @@ class Role(NamedTuple):
     rank: int = 0
     targets: str | tuple[str, ...] = "all-linear"
 
+
 Tensors = tuple[tuple[tuple[int, ...], int, str], ...]  # (shape, copies, kind)
 Sizes = list[tuple[int, int]]  # (bytes of one tensor, copies)
 Trained = list[tuple[tuple[int, ...], int, int, str]]  # (shape, copies, bytes per element, kind)
@@ -64,7 +65,7 @@ def base_tensors(model: Model, head: str) -> Tensors:
 
 @lru_cache(maxsize=1024)
 def adapter_tensors(model: Model, rank: int, targets: str | tuple[str, ...]) -> Tensors:
-    """LoRA's A and B of every targeted linear: rank x inputs and outputs x rank (arXiv 2106.09685)."""
+    """LoRA's A and B of every targeted linear (arXiv 2106.09685): rank x inputs, outputs x rank."""
     place = LAYOUTS[model.model_type].attention
     found = []
     for w in weights(model):
@@ -78,16 +79,19 @@ def adapter_tensors(model: Model, rank: int, targets: str | tuple[str, ...]) -> 
     return tuple(found)
 
 
-def stored_bytes(elements: int, weight: int, stored: str) -> int:
-    """Bytes of one tensor of block linears.
+def stored_sizes(shape: tuple[int, ...], weight: int, stored: str) -> tuple[int, ...]:
+    """Bytes of each tensor that keeps the weights of one linear layer (bitsandbytes 0.50).
 
-    nf4: half a byte, one byte of scale per 64, fp32 per 256 scales and a 256-entry table of 4 B
-    (bitsandbytes, double quantization); int8: one byte (its fp32 row scales are counted apart).
+    nf4: half a byte, one byte of scale per 64, fp32 per 256 scales, their mean, the 16 values;
+    int8: one byte, and an fp32 scale per row.
     """
+    elements = prod(shape)
     if stored == "nf4":
         scales = -(-elements // 64)
-        return -(-elements // 2) + scales + 4 * -(-scales // 256)
-    return elements if stored == "int8" else elements * weight
+        return (-(-elements // 2), scales, 4 * -(-scales // 256), 4, 64)
+    if stored == "int8":
+        return (elements, 4 * shape[0]) if len(shape) > 1 else (elements,)
+    return (elements * weight,)
 
 
 def total(sizes: Sizes) -> int:
@@ -119,7 +123,7 @@ def weight_sizes(role: Role) -> Sizes:
     for shape, copies, kind in base_tensors(role.model, role.head):
         stored = role.stored if kind == "linear" else "plain"
         size = (role.adapter or role.weight) if kind == "score" else role.weight
-        sizes.append((stored_bytes(prod(shape), size, stored), copies))
+        sizes += [(part, copies) for part in stored_sizes(shape, size, stored)]
     return sizes
 
 
@@ -205,9 +209,9 @@ def step_temporary(role: Role, optimizer: str, master: bool) -> tuple[int, str]:
     if optimizer == "adamw":
         return copies32 + every, "foreach: square roots of all second moments at once"
     if optimizer == "adafactor":
-        # one tensor at a time: its update beside the next one; in 16 bits fp32 gradient and weight too
-        largest = max((prod(shape) * (16 if size < 4 else 8) for shape, _, size, _ in parts), default=0)
-        return copies32 + largest, "fp32 copies of the largest tensor"
+        # One tensor at a time, its update beside the next; in 16 bits fp32 gradient and weight too.
+        sizes = [prod(shape) * (16 if size < 4 else 8) for shape, _, size, _ in parts]
+        return copies32 + max(sizes, default=0), "fp32 copies of the largest tensor"
     if optimizer == "muon":
         rest = sum(
             prod(shape) * copies * size
@@ -238,11 +242,9 @@ def kv_cache(model: Model, rows: int, tokens: int, bytes_per: float) -> int:
 
 def kv_growth(model: Model, rows: int, tokens: int, bytes_per: int) -> int:
     """While a cache grows by a token, the old K of one layer lies beside its longer copy."""
-    largest = max(
-        (g.k_elems_per_token * min(tokens, g.window or tokens) for g in model.kv_cache_groups or ()),
-        default=0,
-    )
-    return rows * largest * bytes_per
+    groups = model.kv_cache_groups or ()
+    sizes = [g.k_elems_per_token * min(tokens, g.window or tokens) for g in groups]
+    return rows * max(sizes, default=0) * bytes_per
 
 
 def weights_why(role: Role) -> str:

@@ -189,7 +189,7 @@ class Plan:
             if isinstance(value, (Model, GPU)):
                 value = value.id
             elif isinstance(value, UsableMemory):
-                value = dataclasses.asdict(value)
+                value = value._asdict()
             elif isinstance(value, tuple):
                 value = list(value)
             values[f.name] = value

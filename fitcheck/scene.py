@@ -7,6 +7,7 @@ activations.py (what passes).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache, partial
 
 from fitcheck import activations, kernels, memory, quants
 from fitcheck.activations import Shape, Stage
@@ -28,69 +29,45 @@ class Scene:
         self.master = plan.precision == "bf16-master"
         self.held: Terms = ()  # what the method's own tensors take, from now on
         self._fixed = tuple(_fixed(plan))
-        self._stays: dict[tuple[str, str], Terms] = {}
+        self._settings: dict[tuple[str, bool], Setting] = {}
+        self._resident: dict[tuple[tuple[str, ...], bool, bool], Terms] = {}
 
     def setting(self, role: str, adapters: bool = True) -> Setting:
-        return setting(self.plan, self.roles[role], adapters)
+        key = (role, adapters)
+        if key not in self._settings:
+            self._settings[key] = setting(self.plan, self.roles[role], adapters)
+        return self._settings[key]
 
     def stays(self, kind: str, role: Role) -> Terms:
         """The terms of one kind (weights, gradients, optimizer states) of one role."""
-        key = (kind, role.name)
-        if key not in self._stays:
-            self._stays[key] = tuple(self._make(kind, role))
-        return self._stays[key]
-
-    def _make(self, kind: str, role: Role) -> Iterator[Term]:
-        name, optimizer, master = role.name, self.plan.optimizer, self.master
-        if kind == "weights" and self.plan.method == "inference":
-            model, quant = role.model, self.plan.quant
-            yield Term(
-                *("weights", name, quants.weight_bytes(model, quant)),
-                lambda: f"{model.id}: {model.params:,} parameters in {quant}, tensor by tensor",
-            )
-            sizes = []
-        elif kind == "weights":
-            sizes = memory.weight_sizes(role)
-            yield Term("weights", name, memory.total(sizes), lambda: memory.weights_why(role))
-            if adapters := memory.adapter_sizes(role):
-                why = f"LoRA rank {role.rank} on {role.targets}, {role.adapter} B each"
-                yield Term("adapters", name, memory.total(adapters), why)
-                sizes = sizes + adapters
-        elif kind == "gradients":
-            sizes = memory.gradient_sizes(role)
-            yield Term("gradients", name, memory.total(sizes), lambda: memory.trained_why(role))
-        else:
-            sizes = memory.state_sizes(role, optimizer, master, paged=False)
-            yield Term(
-                *("optimizer states", name, memory.total(sizes)),
-                lambda: memory.states_why(role, optimizer, master),
-            )
-            if paged := memory.state_sizes(role, optimizer, master, paged=True):
-                why = "CUDA managed memory: beside the allocator, may spill to RAM"
-                yield Term("paged states", name, memory.total(paged), why, OUTSIDE)
-        counted, cached = memory.rounding(sizes)
-        if counted:
-            why = f"{kind}: blocks of 512 B; from 10 MiB on, segments of 2 MiB"
-            yield Term("allocator rounding", name, counted, why)
-        if cached:
-            yield Term("segment rests", name, cached, f"{kind}: reserved, not used", CACHED)
+        plan = self.plan
+        if kind == "weights" and plan.method == "inference":
+            return _quantized(role, plan.quant)
+        return _stays(kind, role, plan.optimizer, self.master)
 
     def resident(self, phase: str, states: bool = True) -> Terms:
         """What is on the card throughout a phase, whatever the phase does."""
-        plan, terms = self.plan, list(self._fixed)
-        for role in self.roles.values():
-            if role.name in (plan.offload or ()) and role.name not in phase:
-                continue
-            terms += self.stays("weights", role)
-            if role.tuning and states and "optimizer" not in (plan.offload or ()):
-                terms += self.stays("optimizer states", role)
-        if plan.rollout in ("vllm", "sglang") and (
+        plan = self.plan
+        away = tuple(name for name in plan.offload or () if name not in phase)
+        engine = plan.rollout in ("vllm", "sglang") and (
             phase.startswith("rollout") or not plan.rollout_sleep
-        ):
+        )
+        key = (away, states, engine)
+        if key not in self._resident:
+            self._resident[key] = (*self._fixed, *self._kept(*key))
+        return (*self._resident[key], *self.held)
+
+    def _kept(self, away: tuple[str, ...], states: bool, engine: bool) -> Iterator[Term]:
+        for role in self.roles.values():
+            if role.name not in away:
+                yield from self.stays("weights", role)
+                if role.tuning and states and "optimizer" not in away:
+                    yield from self.stays("optimizer states", role)
+        if engine:
+            plan = self.plan
             share = int(plan.rollout_memory * plan.memory.total_bytes)
             why = f"{plan.rollout} reserves {plan.rollout_memory} of the card"
-            terms.append(Term("inference engine", "rollout", share, why, OUTSIDE))
-        return (*terms, *self.held)
+            yield Term("inference engine", "rollout", share, why, OUTSIDE)
 
     def forward(
         self,
@@ -110,9 +87,7 @@ class Scene:
             *("layer activations", role, layers), lambda: activations.explain(*what, "layer")
         )
         logits = Term(*(_head_name(head), role, ends), lambda: activations.explain(*what, head))
-        return Phase(
-            phase, (Moment("layers", (*stays, running)), Moment("head", (*stays, logits)))
-        )
+        return Phase(phase, (Moment("layers", (*stays, running)), Moment("head", (*stays, logits))))
 
     def update(
         self,
@@ -175,6 +150,48 @@ class Scene:
         yield Term(name, role, stage.working, lambda: activations.explain(*what))
         if stage.gradients:
             yield Term("gradients", role, stage.gradients, "made so far in this backward")
+
+
+@lru_cache(maxsize=4096)
+def _stays(kind: str, role: Role, optimizer: str, master: bool) -> Terms:
+    """Weights, gradients or optimizer states of one role, and how the allocator rounds them."""
+    name, found = role.name, []
+    if kind == "weights":
+        sizes = memory.weight_sizes(role)
+        found.append(Term(kind, name, memory.total(sizes), partial(memory.weights_why, role)))
+        if adapters := memory.adapter_sizes(role):
+            why = f"LoRA rank {role.rank} on {role.targets}, {role.adapter} B each"
+            found.append(Term("adapters", name, memory.total(adapters), why))
+            sizes = sizes + adapters
+    elif kind == "gradients":
+        sizes = memory.gradient_sizes(role)
+        found.append(Term(kind, name, memory.total(sizes), partial(memory.trained_why, role)))
+    else:
+        sizes = memory.state_sizes(role, optimizer, master, paged=False)
+        how = partial(memory.states_why, role, optimizer, master)
+        found.append(Term(kind, name, memory.total(sizes), how))
+        if optimizer.startswith("paged"):
+            paged = memory.total(memory.state_sizes(role, optimizer, master, paged=True))
+            why = "CUDA managed memory: beside the allocator, may spill to RAM"
+            found.append(Term("paged states", name, paged, why, OUTSIDE))
+    return (*found, *_rounding(kind, name, sizes))
+
+
+@lru_cache(maxsize=4096)
+def _quantized(role: Role, quant: str) -> Terms:
+    """The weights of a model to run, in the type they are stored in."""
+    model = role.model
+    why = f"{model.id}: {model.params:,} parameters in {quant}, tensor by tensor"
+    return (Term("weights", role.name, quants.weight_bytes(model, quant), why),)
+
+
+def _rounding(kind: str, name: str, sizes: memory.Sizes) -> Iterator[Term]:
+    counted, cached = memory.rounding(sizes)
+    if counted:
+        why = f"{kind}: blocks of 512 B; from 10 MiB on, segments of 2 MiB"
+        yield Term("allocator rounding", name, counted, why)
+    if cached:
+        yield Term("segment rests", name, cached, f"{kind}: reserved, not used", CACHED)
 
 
 def _head_name(head: str) -> str:

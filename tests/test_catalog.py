@@ -218,13 +218,12 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def files_read(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The names of the files that are read from here on."""
     names: list[str] = []
-    read_bytes = Path.read_bytes
 
-    def spy(path: Path) -> bytes:
-        names.append(path.relative_to(catalog.ROOT).as_posix())
-        return read_bytes(path)
+    def spy(path: str, mode: str) -> Any:
+        names.append(Path(path).relative_to(catalog.ROOT).as_posix())
+        return Path(path).open(mode)
 
-    monkeypatch.setattr(Path, "read_bytes", spy)
+    monkeypatch.setattr(catalog, "open", spy, raising=False)
     catalog.read.cache_clear()
     yield names
     catalog.read.cache_clear()

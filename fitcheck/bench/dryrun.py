@@ -1,109 +1,174 @@
-"""The dry run: a plan's real step on `meta` tensors, replayed through the allocator -> Report.
+"""The dry run: a plan's real step traced on meta tensors, replayed through the allocator's rules.
 
-    report = dry_run(plan)  # seconds, no GPU; needs torch and transformers
-    report.allocated_bytes  # what torch.cuda.max_memory_allocated() would say
+    report, traced = dry_run(plan)
+    report.source, report.allocated_bytes, report.verdict     # "dry-run", ...
 
-A phase's figures are those of the second step, when optimizer states exist; the first one has left
-its traces in the allocator by then.
+The verdict is the replay's outcome under the card's real limit: it succeeds, succeeds only after
+the allocator gave its cache back (tight), or runs out of memory at an operator of a module.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
 from fitcheck import kernels
 from fitcheck.bench.allocator import Allocator, Replay, replay
-from fitcheck.bench.trace import NOWHERE, Holder, Trace, trace
+from fitcheck.bench.samples import samples
+from fitcheck.bench.snapshot import write_snapshot
+from fitcheck.bench.timeline import timeline_html, timeline_svg
+from fitcheck.bench.trace import NOWHERE, Trace, trace
+from fitcheck.fit import notes
 from fitcheck.host import ram
 from fitcheck.plan import Plan
-from fitcheck.report import CACHED, OUTSIDE, Moment, Phase, Report, Term
-
-STEPS = 2
-
-
-def dry_run(plan: Plan) -> Report:
-    """Trace and replay the plan's step. Raises FitCheckError for a model that cannot be built."""
-    traced = trace(plan, STEPS)
-    whole = replay(traced.events, Allocator(), traced.marks)
-    limit = plan.memory.usable_bytes - kernels.CONTEXT
-    outcome, notes = "fits", []
-    if whole.peak_reserved > limit:
-        under = replay(traced.events, Allocator(limit_bytes=max(0, limit)), traced.marks)
-        if under.oom is not None:
-            outcome, notes = "does-not-fit", [_failure(plan, traced, under.oom)]
-        else:
-            outcome = "tight" if under.retries else "fits"
-            whole = under
-    phases = _phases(plan, traced, whole)
-    return Report(plan, phases, ram(plan), source="dry-run", notes=tuple(notes), outcome=outcome)
+from fitcheck.report import CACHED, OUTSIDE, Error, Moment, Phase, Report, Term
+from fitcheck.text import headline
 
 
-def _failure(plan: Plan, traced: Trace, index: int) -> str:
-    """Where memory runs out: the phase, the operator, and the module of a second, detailed trace."""
-    phase = next(name for begin, end, _, name in traced.phases() if begin <= index < end)
-    size, name = traced.events[index]
-    maker = trace(plan, STEPS, detail=True).maker(name)
-    return f"out of memory in {phase}: {maker} asks for {size:,} bytes"
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happens under a limit: fits, tight or does-not-fit; at which event memory ran out."""
+
+    verdict: str
+    retries: int
+    oom: int | None
 
 
-def _phases(plan: Plan, traced: Trace, replayed: Replay) -> tuple[Phase, ...]:
-    """Each phase at its largest moment."""
-    largest: dict[str, tuple[int, int]] = {}
-    for (index, name), peak in zip(traced.marks, replayed.marks, strict=False):
-        if name == "load" or index >= traced.starts[-1]:
-            known = largest.get(name, (0, 0))
-            largest[name] = max(known[0], peak.allocated), max(known[1], peak.reserved)
-    largest.pop(NOWHERE, None)
-    last = len(traced.starts) - 1
-    at = {name: i for (step, name), i in traced.peaks().items() if step == last or name == "load"}
-    order = sorted(largest.keys() & at.keys(), key=at.__getitem__)
-    held = dict(zip(order, traced.held([at[name] for name in order]), strict=True))
-    return tuple(
-        Phase(name, (Moment(name, _terms(held[name], *largest[name])),))
-        for name in largest
-        if name in held
+def dry_run(
+    plan: Plan, error: Error | None = None, progress: Callable[[str], None] | None = None
+) -> tuple[Report, Trace]:
+    """The Report of a traced step, and the trace; FitCheckError for a model that cannot be built.
+
+    progress: called with the name of each phase as it begins to be traced.
+    """
+    traced = trace(plan, progress=progress)
+    free = replay(traced.events, Allocator(), traced.marks)
+    outcome = under_limit(traced, limit(plan))
+    said = [*notes(plan), *_said(plan, traced, outcome)]
+    report = Report(
+        plan,
+        tuple(_phases(traced, free)),
+        ram(plan),
+        source="dry-run",
+        error=error,
+        notes=tuple(dict.fromkeys(said)),
+        outcome=outcome.verdict,
+    )
+    return report, traced
+
+
+def snapshot(traced: Trace, path: Path) -> None:
+    """PyTorch's own memory snapshot of the replay, for pytorch.org/memory_viz."""
+    notes = {
+        begin: f"{phase}, step {step + 1}" for begin, _, step, phase in traced.phases()
+    }
+    write_snapshot(path, traced.events, Allocator(limit(traced.plan)), notes=notes)
+
+
+def drawn(traced: Trace, page: bool) -> str:
+    """The timeline of the traced steps by role, under the card's limit, as SVG or as a page."""
+    plan = traced.plan
+    names = {name: holder.role or "step" for name, holder in traced.lasting.items()}
+    outcome = under_limit(traced, limit(plan))
+    points = samples(traced.events, names, Allocator(), traced.marks)
+    draw = timeline_html if page else timeline_svg
+    return draw(
+        points,
+        limit_bytes=limit(plan),
+        marks=traced.marks,
+        title=headline(plan),
+        length=len(traced.events),
+        oom=outcome.oom,
     )
 
 
-def _terms(held: dict[Holder, int], allocated: int, reserved: int) -> tuple[Term, ...]:
-    """What is held, by role and kind; then what the allocator and the context add."""
-    groups: dict[tuple[str, str], dict[str, int]] = {}
-    for holder, size in held.items():
-        group = groups.setdefault(_name(holder), {})
-        group[holder.what] = group.get(holder.what, 0) + size
-    terms = [
-        Term(name, role, sum(makers.values()), _why(makers))
-        for (role, name), makers in groups.items()
-    ]
-    terms.sort(key=lambda term: -term.bytes)
-    rest = allocated - sum(term.bytes for term in terms)
-    return (
-        *terms,
-        Term("allocator rounding", "card", rest, "rests of blocks too small to split off"),
-        Term("cached", "card", reserved - allocated, "reserved, not in use", CACHED),
-        Term("CUDA context", "card", kernels.CONTEXT, "context and kernels: an estimate", OUTSIDE),
+def limit(plan: Plan) -> int:
+    """What the allocator may take from the driver: usable memory less what lies outside of it."""
+    return max(0, plan.memory.usable_bytes - _context(plan))
+
+
+def _context(plan: Plan) -> int:
+    return kernels.CONTEXT if plan.gpu.vendor != "apple" else 0
+
+
+def under_limit(traced: Trace, limit_bytes: int, expandable: bool = False) -> Outcome:
+    """The sharp question, asked of the allocator itself."""
+    result = replay(
+        traced.events, Allocator(limit_bytes, expandable_segments=expandable), traced.marks
     )
+    if result.oom is not None:
+        return Outcome("does-not-fit", result.retries, result.oom)
+    return Outcome("tight" if result.retries else "fits", result.retries, None)
 
 
-def _why(makers: dict[str, int]) -> str:
-    """The operators that made most of it."""
-    most = sorted(makers, key=makers.__getitem__, reverse=True)[:3]
-    named = [f"{maker} {makers[maker]:,} B" for maker in most if maker]
-    return "traced" + (": " + ", ".join(named) if named else "")
+def _said(plan: Plan, traced: Trace, outcome: Outcome) -> list[str]:
+    if outcome.oom is not None:
+        size, name = traced.events[outcome.oom]
+        phase = phase_at(traced, outcome.oom)
+        return [f"runs out of memory in {phase}, asking for {size:,} B: {traced.maker(name)}"]
+    if outcome.retries:
+        return [f"succeeds only because the allocator empties its cache {outcome.retries} times"]
+    return []
 
 
-def _name(holder: Holder) -> tuple[str, str]:
-    """(role, name of a Term). What does not last is called after the phase that made it."""
-    if holder.role:
-        kind = "weights" if holder.kind == "buffers" else holder.kind
-        return holder.role, kind
-    if holder.what == "cublas":
-        return "card", "cuBLAS workspace"
-    parts = holder.kind.split(".")
-    role = parts[1] if parts[0] == "score" or len(parts) == 3 else "policy"
-    if parts[0] == "rollout":
-        return role, "KV cache" if holder.what == "aten.cat.default" else "working tensors"
-    kinds = {"forward": "activations", "loss": "logits and loss", "backward": "working tensors"}
-    if parts[-1] in kinds:
-        return role, kinds[parts[-1]]
-    if parts[0] in ("update", "score"):
-        return role, "optimizer temporary" if parts[-1] == "step" else "working tensors"
-    return "batch", "tokens and scores"
+def phase_at(traced: Trace, index: int) -> str:
+    """The phase of an event."""
+    found = NOWHERE
+    for begin, name in traced.marks:
+        if begin > index:
+            break
+        found = name if name != NOWHERE else found
+    return found
+
+
+def _phases(traced: Trace, free: Replay) -> list[Phase]:
+    """Each phase of the last step (and loading) at its largest moment."""
+    last = traced.starts[-1] if traced.starts else 0
+    peaks: dict[str, tuple[int, int]] = {}
+    for (index, name), peak in zip(traced.marks, free.marks, strict=False):
+        if name == NOWHERE or (index < last and name != "load"):
+            continue
+        allocated, reserved = peaks.get(name, (0, 0))
+        peaks[name] = (max(allocated, peak.allocated), max(reserved, peak.reserved))
+    events = {
+        phase: at
+        for (step, phase), at in traced.peaks().items()
+        if phase in peaks and (step == len(traced.starts) - 1 or phase == "load")
+    }
+    order = sorted(events, key=events.__getitem__)
+    holders = dict(zip(order, traced.held([events[phase] for phase in order]), strict=True))
+    found = []
+    for phase in (p for p in peaks if p in holders):
+        allocated, reserved = peaks[phase]
+        terms = [
+            Term(kind_of(holder.kind), holder.role or "step", size, holder.what or "traced")
+            for holder, size in sorted(holders[phase].items(), key=lambda item: -item[1])
+        ]
+        rest = allocated - sum(term.bytes for term in terms)
+        terms.append(Term("allocator rounding", "card", rest, "blocks larger than what was asked"))
+        terms.append(Term("cache", "card", reserved - allocated, "reserved, not used", CACHED))
+        terms.append(
+            Term("CUDA context", "card", _context(traced.plan), "an estimate", OUTSIDE)
+        )
+        found.append(Phase(phase, (Moment("largest", tuple(merged(terms))),)))
+    return found
+
+
+def kind_of(kind: str) -> str:
+    """What is not weights, gradients or states is named after the phase that made it."""
+    return kind if "." not in kind else f"made in {kind}"
+
+
+def merged(terms: list[Term]) -> list[Term]:
+    """One term for each name and role, by size; why names the largest makers."""
+    sums: dict[tuple[str, str, str], list[Term]] = {}
+    for term in terms:
+        sums.setdefault((term.name, term.role, term.place), []).append(term)
+    found = []
+    for (name, role, place), parts in sums.items():
+        makers = ", ".join(f"{p.why} {p.bytes / 2**20:,.1f} MiB" for p in parts[:3])
+        why = parts[0].why if len(parts) == 1 else makers
+        found.append(Term(name, role, sum(p.bytes for p in parts), why, place))
+    return found

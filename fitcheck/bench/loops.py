@@ -53,7 +53,7 @@ def extend(tracer: Tracer, first: int, second: int, end: int, count: int) -> Non
                 new = current[place] = len(made_by)
                 events.append((size + n * growth, new))
                 made_by.append(made_by[name])
-                where.extend(where[name : name + 1])
+                where.append(where[name])
                 if name not in ended and place not in ended_later:  # it stays, as the traced one
                     tracer.twins.setdefault(name, []).append(new)
             elif name in place_of:

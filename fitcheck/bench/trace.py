@@ -25,14 +25,14 @@ from fitcheck.plan import Plan
 
 T = TypeVar("T")
 
-REPEATS = 2  # rounds traced of a loop over micro-batches, minibatches or epochs
+REPEATS = 2  # rounds traced of a loop over micro-batches or chunks, which are alike from then on
 DECODE_STEPS = 3  # traced of a rollout: the first, and two alike
 BLOCK = 512  # the allocator's smallest block
 NOWHERE = "-"  # between phases
 
 
 class Holder(NamedTuple):
-    """Whose memory it is, what it is, and the operator or module that made it."""
+    """Whose memory it is, what it is, and the operator that made it."""
 
     role: str
     kind: str
@@ -47,7 +47,7 @@ class Trace:
     events: list[tuple[int, int]]  # (bytes, id) allocates, (0, id) frees, (-1, 0) empties the cache
     marks: list[tuple[int, str]]  # (index into events, phase that begins there)
     made_by: list[Any]  # by id: the operator
-    where: list[str]  # by id: the module, in a detailed trace
+    where: list[str]  # by id: the module that ran
     lasting: dict[int, Holder]  # by id: weights, gradients, optimizer states
     starts: list[int] = field(default_factory=list)  # where each step begins, in events
 
@@ -98,29 +98,27 @@ class Trace:
     def _grouped(self, alive: dict[int, tuple[int, str]]) -> dict[Holder, int]:
         groups: dict[Holder, int] = {}
         for name, (size, phase) in alive.items():
-            holder = self.lasting.get(name) or Holder("", phase, self.maker(name))
+            holder = self.lasting.get(name) or Holder("", phase, str(self.made_by[name]))
             groups[holder] = groups.get(holder, 0) + size
         return groups
 
     def maker(self, name: int) -> str:
-        """The operator that made an allocation, and in a detailed trace its module."""
-        operator = str(self.made_by[name])
-        module = self.where[name] if name < len(self.where) else ""
-        return f"{operator} in {module}" if module else operator
+        """The operator that made an allocation, and the module that called it."""
+        module = self.where[name]
+        return f"{self.made_by[name]}" + (f" in {module}" if module else "")
 
 
 def trace(
     plan: Plan,
     count: int = 2,
-    detail: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Trace:
-    """Trace `count` steps of the plan, loading included. detail: name modules too (slower).
+    """Trace `count` steps of the plan, loading included.
 
     progress: called with the name of each phase as it begins.
     """
     card = kernels.card(plan.gpu)
-    tracer = Tracer(card, detail)
+    tracer = Tracer(card)
     recorder = TraceRecorder(tracer, progress)
     result = Trace(
         plan, tracer.events, recorder.marks, tracer.made_by, tracer.where, recorder.lasting
@@ -132,8 +130,7 @@ def trace(
             attention = implementation(plan.attention)
             built = recorder.roles = roles.build(plan, torch.device("meta"), attention)
             recorder.label_weights()
-        if detail:
-            stack.enter_context(_module_names(tracer, built))
+        stack.enter_context(_module_names(tracer, built))
         for _ in range(count):
             result.starts.append(len(tracer.events))
             steps.run_step(plan, built, recorder)
@@ -150,6 +147,7 @@ class TraceRecorder(Recorder):
         self.roles: Any = None
         self.marks: list[tuple[int, str]] = []
         self.lasting: dict[int, Holder] = {}
+        self.updates = 0  # optimizer steps so far
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -161,11 +159,17 @@ class TraceRecorder(Recorder):
             for role, module in self._modules():
                 self._label(role, "gradients", (p.grad for p in module.parameters()))
         elif name.endswith("step"):
+            self.updates += 1
             self._label_states()
         self.marks.append((len(self.tracer.events), outer))
 
-    def repeat(self, rounds: Sequence[T]) -> Iterable[T]:
-        return rounds[:REPEATS]
+    def repeat(self, rounds: Sequence[T]) -> Iterator[T]:
+        """The first two rounds; of minibatches one, since the next step has another."""
+        updates = self.updates
+        for item in rounds[:REPEATS]:
+            yield item
+            if self.updates > updates:
+                return
 
     def decode(self, steps: range) -> Iterator[int]:
         """The first steps of a rollout; when they are over, the events of all the others."""

@@ -38,16 +38,15 @@ class _Ref(weakref.ref):  # type: ignore[type-arg]
 
 
 class Tracer(TorchDispatchMode):
-    """Records while active. detail: also the module that is running, if `modules` is kept."""
+    """Records while active. Who keeps `modules` learns the module of each allocation, too."""
 
-    def __init__(self, card: Card, detail: bool = False) -> None:
+    def __init__(self, card: Card) -> None:
         super().__init__()
         self.card = card
-        self.detail = detail
         self.events: list[tuple[int, int]] = []
         self.made_by: list[Any] = [None]  # by id: the operator, or a name
-        self.where: list[str] = [""]  # by id, with detail: the module
-        self.modules: list[str] = []  # the stack of running modules, with detail
+        self.where: list[str] = [""]  # by id: the module
+        self.modules: list[str] = [""]  # the stack of running modules
         self.twins: dict[int, list[int]] = {}  # generated allocations that end with this id
         self.live: dict[int, int] = {}  # address of a storage -> id
         self.refs: dict[int, _Ref] = {}
@@ -98,9 +97,8 @@ class Tracer(TorchDispatchMode):
         """Record an allocation that no tensor stands for; its id."""
         name = len(self.made_by)
         self.made_by.append(made_by)
+        self.where.append(self.modules[-1])
         self.events.append((size, name))
-        if self.detail:
-            self.where.append(self.modules[-1] if self.modules else "")
         return name
 
     def rename(self, old: int, new: int) -> None:
