@@ -6,7 +6,6 @@ added up over the layers. All results are bytes; they are cached, since few knob
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -87,16 +86,24 @@ Groups = tuple[tuple[int, Setting, str], ...]
 
 
 def groups(model: Model, setting: Setting, length: int) -> Groups:
-    """Layers that run alike: (count, setting, piece). A window shorter than the text needs a mask."""
+    """Layers that run alike: (count, setting, piece). A window no longer than the text needs a mask."""
     windowed = sum(
-        g.layers for g in model.kv_cache_groups or () if g.window is not None and g.window < length
+        g.layers for g in model.kv_cache_groups or () if g.window is not None and g.window <= length
     )
-    if not windowed or setting.masked:
-        return ((model.num_layers, setting, "layer"),)
-    masked = replace(setting, masked=True, kernel=setting.masked_kernel)
-    rest = model.num_layers - windowed
-    found = ((windowed, masked, "layer"), (rest, setting, "layer"))
-    return found if rest else found[:1]
+    if setting.masked or windowed == 0 or setting.kernel == setting.masked_kernel == "flash":
+        kinds = [(model.num_layers, setting)]
+    else:
+        masked = setting._replace(masked=True, kernel=setting.masked_kernel)
+        kinds = [(windowed, masked), (model.num_layers - windowed, setting)]
+    dense = (model.num_layers - model.moe.moe_layers) if model.moe else 0
+    found = []
+    for count, how in kinds:  # dense layers come first, where a mixture has any
+        found += [
+            (min(dense, count), how, "dense_layer"),
+            (count - min(dense, count), how, "layer"),
+        ]
+        dense -= min(dense, count)
+    return tuple(kind for kind in found if kind[0])
 
 
 class Stage(NamedTuple):
@@ -174,8 +181,17 @@ def update_stages(
         # In plain types the head's gradient is a transposed view: the sum is then a third tensor.
         third = tied if setting.weight == setting.compute else 0
         stages.append(
-            Stage("backward", "embedding", 0, 0, hidden + table + third + embedding_backward(shape.tokens, model.embedding_width, model.vocab_size),
-                  gradients)  # fmt: skip
+            Stage(
+                "backward",
+                "embedding",
+                0,
+                0,
+                hidden
+                + table
+                + third
+                + embedding_backward(shape.tokens, model.embedding_width, model.vocab_size),
+                gradients,
+            )  # fmt: skip
         )
     return tuple(stages)
 

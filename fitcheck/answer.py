@@ -132,7 +132,10 @@ def this_machine() -> tuple[dict[str, Any], str]:
 
 
 def _scorer(name: str) -> Model:
-    """A reward model or a plain model by name."""
+    """A reward model or a plain model by name; a full id means that model and no other."""
+    rewards = catalog.rows("reward_models.json", "reward_models")
+    if all(row["id"] != name for row in rewards) and _is_model_id(name):
+        return catalog.find_model(name)
     try:
         return catalog.architecture(catalog.find_reward_model(name))
     except FitCheckError as fault:
@@ -140,6 +143,10 @@ def _scorer(name: str) -> Model:
             return catalog.find_model(name)
         except FitCheckError:
             raise FitCheckError(fault.message, f"{fault.hint}; any model can score too") from None
+
+
+def _is_model_id(name: str) -> bool:
+    return any(entry["id"] == name for entry in catalog.model_entries())
 
 
 _UNITS = {"": 1, "k": 2**10, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}

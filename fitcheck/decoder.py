@@ -1,66 +1,188 @@
 """The decoder layer of each architecture, written as its own code is, on a Tape.
 
 The lines follow transformers' modeling code (llama, qwen3, gemma3, ...), so that a tensor which lives
-one line too long there lives one line too long here. `LAYOUTS` names the parts; what a model_type
-does differently from Llama stands in `Decoder.layer`, `mlp` and `attention`.
+one line too long there lives one line too long here. flows.py says which methods a model_type uses.
 """
 
 from __future__ import annotations
 
+from fitcheck.attention import Attention
+from fitcheck.flows import FLOWS
 from fitcheck.heads import Heads
-from fitcheck.layouts import LAYOUTS, Layout
+from fitcheck.mixture import Mixture
 from fitcheck.model import Model
 from fitcheck.tape import Buffer
 from fitcheck.weights import has_closed_form
 
-# Architectures whose layers were compared with transformers' own, allocation by allocation.
-COVERED = frozenset({"llama", "qwen2"})
-
 
 def covered(model: Model, tuning: str = "full") -> str:
     """What of the model the estimate does not cover, in words; empty when it covers all."""
-    if model.model_type not in COVERED or not has_closed_form(model):
+    if model.model_type not in FLOWS or not has_closed_form(model):
         return f"the architecture {model.model_type}"
+    if model.model_type == "phimoe" and tuning in ("lora", "qlora"):
+        return "LoRA on the architecture phimoe (PEFT 0.21 cannot run its router)"
     return ""
 
 
-class Decoder(Heads):
+class Decoder(Heads, Attention, Mixture):
     """Decoder layers and, from Heads, what comes before and after them."""
 
-    @property
-    def layout(self) -> Layout:
-        return LAYOUTS[self.model.model_type]
-
-    def attention(self, x: Buffer) -> Buffer:
-        m, layout = self.model, self.layout
-        dim, heads, kv_heads = m.head_dim, m.num_attention_heads, m.num_key_value_heads
-        q = self.linear("q_proj", x, m.hidden_size, heads * dim)
-        k = self.linear("k_proj", x, m.hidden_size, kv_heads * dim)
-        v = self.linear("v_proj", x, m.hidden_size, kv_heads * dim)
-        if m.qk_norm:
-            q = self.norm(q, dim, self.tokens * heads)
-            k = self.norm(k, dim, self.tokens * kv_heads)
-        turned_q, turned_k = self.rope(q, heads * dim), self.rope(k, kv_heads * dim)
-        q, k = turned_q, turned_k
-        del turned_q, turned_k
-        out = self.attention_core(q, k, v, heads, kv_heads, dim)
-        return self.linear(layout.out, out, heads * dim, m.hidden_size)
-
-    def mlp(self, x: Buffer) -> Buffer:
-        m, layout = self.model, self.layout
-        gate = self.linear("gate_proj", x, m.hidden_size, m.intermediate_size)
-        active = self.keeping_input("act", gate)
-        del gate
-        up = self.linear("up_proj", x, m.hidden_size, m.intermediate_size)
-        product = self.mul(active, up)
-        del active, up
-        return self.linear(layout.down, product, m.intermediate_size, m.hidden_size)
+    dense = False  # this layer has no experts, though others have
 
     def layer(self, x: Buffer) -> Buffer:
+        out = getattr(self, self.flow.block)(x)
+        self.returned = None
+        return out  # type: ignore[no-any-return]
+
+    def pre_norm(self, x: Buffer) -> Buffer:
+        """llama: a norm before attention, one before the MLP."""
+        out = self.norm(x)
+        out = self.attention(out)
+        x = self.add(x, self.scale(out) if self.flow.scaled_stream else out)
+        del out
+        out = self.norm(x)
+        out = self.mlp(out)
+        return self.add(x, self.scale(out) if self.flow.scaled_stream else out)
+
+    def gpt(self, x: Buffer) -> Buffer:
+        """gpt2: as llama, but every result has a name of its own and stays."""
         normed = self.norm(x)
-        out = self.attention(normed)
+        attended = self.attention(normed)
+        x = self.add(attended, x)
+        del normed
+        normed = self.norm(x)
+        fed = self.mlp(normed)
+        return self.add(x, fed)
+
+    def stablelm(self, x: Buffer) -> Buffer:
+        """stablelm: one after the other, or beside each other where a layer has one norm."""
+        normed = self.norm(x)
+        attended = self.attention(normed)
+        if self.model.norms_per_layer == 1:
+            fed = self.mlp(normed)
+            out = self.add(x, attended)
+            return self.add(out, fed)
+        x = self.add(x, attended)
+        fed = self.mlp(self.norm(x))
+        return self.add(x, fed)
+
+    def bloom_block(self, x: Buffer) -> Buffer:
+        """bloom: attention and MLP add the residual stream themselves."""
+        out = self.norm(x)
+        attended = self.bloom(out, x)
+        out = self.norm(attended)
+        m = self.model
+        out = self.feed(self.layout.up[0], out, m.hidden_size, m.intermediate_size)
+        out = self.activation(out)
+        fed = self.feed(self.layout.down, out, m.intermediate_size, m.hidden_size)
+        return self.add(attended, fed)
+
+    def falcon_block(self, x: Buffer) -> Buffer:
+        """falcon: attention and MLP beside each other, with one norm or two."""
+        normed = self.norm(x)
+        beside = self.norm(x) if self.model.norms_per_layer == 2 else normed
+        attended = self.attention(normed)
+        fed = self.mlp(beside)
+        return self.add(x, self.tape.add_into(fed, attended))
+
+    def opt(self, x: Buffer) -> Buffer:
+        """opt: the MLP within the layer's own code; OPT-350m has the norms behind."""
+        m, before = self.model, self.model.embedding_width == self.model.hidden_size
+        out = self.norm(x) if before else x
+        out = self.attention(out)
+        x = out = self.add(x, out)
+        if not before:
+            x = out = self.norm(out)
+        if before:
+            out = self.norm(x)
+        out = self.feed("fc1", out, m.hidden_size, m.intermediate_size)
+        out = self.activation(out)
+        out = self.feed("fc2", out, m.intermediate_size, m.hidden_size)
+        out = self.add(x, out)
+        return out if before else self.norm(out)
+
+    def post_norm(self, x: Buffer) -> Buffer:
+        """olmo2: a norm after attention, one after the MLP."""
+        out = self.attention(x)
+        out = self.norm(out)
         x = self.add(x, out)
-        del normed, out
+        del out
+        out = self.mlp(x)
+        out = self.norm(out)
+        return self.add(x, out)
+
+    def sandwich(self, x: Buffer) -> Buffer:
+        """gemma2: a norm before and after attention, before and after the MLP."""
+        out = self.norm(x)
+        out = self.attention(out)
+        out = self.norm(out)
+        x = self.add(x, out)
+        del out
+        out = self.norm(x)
+        out = self.mlp(out)
+        out = self.norm(out)
+        return self.add(x, out)
+
+    def parallel(self, x: Buffer) -> Buffer:
+        """phi: one norm, attention and MLP beside each other."""
         normed = self.norm(x)
-        normed = self.mlp(normed)
-        return self.add(x, normed)
+        attended = self.attention(normed)
+        fed = self.mlp(normed)
+        out = self.add(attended, fed)
+        return self.add(out, x)
+
+    def parallel_norms(self, x: Buffer) -> Buffer:
+        """gpt_neox: attention and MLP beside each other, a norm before each."""
+        normed = self.norm(x)
+        attended = self.attention(normed)
+        del normed
+        normed = self.norm(x)
+        fed = self.mlp(normed)
+        del normed
+        out = self.add(fed, attended)
+        return self.add(out, x)
+
+    def dense_layer(self, x: Buffer) -> Buffer:
+        """A layer without experts in a model that has some."""
+        self.dense = True
+        return self.layer(x)
+
+    def mlp(self, x: Buffer) -> Buffer:
+        if self.model.moe and not self.dense:
+            return self.mixture(x)
+        return getattr(self, self.flow.mlp)(x)  # type: ignore[no-any-return]
+
+    def feed(self, name: str, x: Buffer, inner: int, outer: int) -> Buffer:
+        return self.linear(self.layout.mlp, name, x, inner, outer, self.model.mlp_bias)
+
+    def gated(self, x: Buffer) -> Buffer:
+        """llama: down(act(gate(x)) * up(x))."""
+        m = self.model
+        hidden, inner = m.hidden_size, m.intermediate_size
+        gate = self.feed("gate_proj", x, hidden, inner)
+        active = self.activation(gate)
+        del gate
+        up = self.feed("up_proj", x, hidden, inner)
+        product = self.mul(active, up)
+        del active, up
+        return self.feed(self.layout.down, product, inner, hidden)
+
+    def fused_gated(self, x: Buffer) -> Buffer:
+        """phi3: gate and up are the halves of one projection."""
+        m = self.model
+        hidden, inner = m.hidden_size, m.intermediate_size
+        fused = self.feed(self.layout.up[0], x, hidden, 2 * inner)
+        gate, up = self.tape.split(fused, [fused.bytes // 2] * 2)
+        del fused
+        active = self.activation(gate)
+        up = self.mul(up, active)
+        del active
+        return self.feed(self.layout.down, up, inner, hidden)
+
+    def plain(self, x: Buffer) -> Buffer:
+        """gpt2: down(act(up(x)))."""
+        m = self.model
+        hidden, inner = m.hidden_size, m.intermediate_size
+        x = self.feed(self.layout.up[0] if self.layout.up else "up_proj", x, hidden, inner)
+        x = self.activation(x)
+        return self.feed(self.layout.down, x, inner, hidden)

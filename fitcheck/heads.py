@@ -6,25 +6,37 @@ of the response for PPO, GRPO and DPO, a score head for reward models and critic
 
 from __future__ import annotations
 
-from fitcheck.ops import Block
+from fitcheck.norms import Norms
 from fitcheck.tape import Buffer, Tape
 
 CHUNK = 256  # tokens of one chunk of `loss=chunked` (TRL's chunked_nll)
 TILE = (4096, 32768)  # tokens x vocabulary of one tile of `loss=fused` (TRL 1.16 chunked_logprob)
 
 
-class Heads(Block):
+class Heads(Norms):
     """Pieces that a Tape plays besides the layers; x is the last layer's output, in the stream's type."""
 
     def logits(self, normed: Buffer, tokens: int) -> Buffer:
-        """lm_head over `tokens` positions, and Gemma's soft cap."""
+        """lm_head over `tokens` positions, scaled or softly capped where the model says so."""
         m, s = self.model, self.setting
-        out = self.matmul("lm_head", normed, m.hidden_size, m.vocab_size, tokens, s.weight, s.trains)
-        if m.model_type in ("gemma2", "recurrent_gemma"):
-            out = self.scale(out)
-            out = self.keeping_output("tanh", out)
-            out = self.scale(out)
-        return out
+        out = self.matmul(
+            "lm_head", normed, m.embedding_width, m.vocab_size, tokens, s.weight, s.trains,
+            bias=bool(m.lm_head_bias),
+        )  # fmt: skip
+        return getattr(self, self.flow.logits)(out) if self.flow.logits else out
+
+    def softcapped(self, logits: Buffer) -> Buffer:
+        """gemma2: tanh(logits / cap) * cap."""
+        logits = self.scale(logits)
+        logits = self.keeping_output("tanh", logits)
+        return self.scale(logits)
+
+    def final(self, x: Buffer) -> Buffer:
+        """The last norm, or OPT-350m's projection in its place."""
+        m = self.model
+        if m.embedding_width == m.hidden_size:
+            return self.norm(x)
+        return self.linear("", "project_out", x, m.hidden_size, m.embedding_width)
 
     def cross_entropy(self, logits: Buffer, positions: int) -> Buffer:
         """F.cross_entropy of fp32 logits: keeps the log-softmax; its backward makes it twice more."""
@@ -35,13 +47,13 @@ class Heads(Block):
 
     def all_logits(self, x: Buffer) -> Buffer:
         """The model's own forward ends here: logits of every position, the normed states beside."""
-        normed = self.norm(x)
+        normed = self.final(x)
         del x
         return self.logits(normed, self.tokens)
 
     def lm_loss(self, x: Buffer) -> Buffer:
         """transformers' ForCausalLMLoss over every position."""
-        normed = self.norm(x)
+        normed = self.final(x)
         del x
         logits = self.logits(normed, self.tokens)
         del normed
@@ -50,7 +62,7 @@ class Heads(Block):
 
     def shifted_lm_loss(self, x: Buffer) -> Buffer:
         """The same in transformers up to 4.48, which shifted the fp32 logits into a copy."""
-        normed = self.norm(x)
+        normed = self.final(x)
         del x
         logits = self.logits(normed, self.tokens)
         del normed
@@ -61,7 +73,7 @@ class Heads(Block):
     def log_probs(self, x: Buffer) -> Buffer:
         """Log-probabilities of the scored positions: every position's logits, then a slice of them."""
         m, positions = self.model, self.rows * self.scored
-        normed = self.norm(x)
+        normed = self.final(x)
         del x
         logits = self.logits(normed, self.tokens)
         del normed
@@ -91,7 +103,9 @@ class Heads(Block):
         if s.autocast and s.weight != s.compute and s.trains:
             tape.region.append(Buffer(tape, table * s.compute, s.compute, None, "lm_head cast"))
         part = Tape(grad=tape.grad, accumulate=True)
-        one = type(self)(part, m, s, 1, min(CHUNK, max(1, flat.bytes // flat.size // m.hidden_size)))
+        one = type(self)(
+            part, m, s, 1, min(CHUNK, max(1, flat.bytes // flat.size // m.hidden_size))
+        )
         y = one.chunk(part.new(one.tokens * m.hidden_size * flat.size, flat.size, grad=True))
         forward, end = part.peak - sum(cast.bytes for cast in part.region), y.edge
         del y
@@ -123,7 +137,7 @@ class Heads(Block):
     def scored_states(self, x: Buffer) -> Buffer:
         """Hidden states of the scored positions, as one list of rows."""
         m, positions = self.model, self.rows * self.scored
-        normed = self.norm(x)
+        normed = self.final(x)
         del x
         part = self.tape.view(normed, positions * m.hidden_size * normed.size)
         if self.rows == 1 or positions == self.tokens:
@@ -132,7 +146,7 @@ class Heads(Block):
 
     def last_logits(self, x: Buffer) -> Buffer:
         """Generation: logits of the last position only, in fp32 to sample from."""
-        normed = self.norm(x)
+        normed = self.final(x)
         logits = self.logits(normed, self.rows)
         wide = self.cast(logits, 4)
         return self.tape.op("softmax", [wide], wide.bytes, 4, during=wide.bytes)
@@ -140,6 +154,8 @@ class Heads(Block):
     def score(self, x: Buffer) -> Buffer:
         """A reward model's or critic's head: one number a position."""
         s = self.setting
-        normed = self.norm(x)
+        normed = self.final(x)
         weight = s.adapter or s.weight
-        return self.matmul("score", normed, self.model.hidden_size, 1, self.tokens, weight, s.head_trains)
+        return self.matmul(
+            "score", normed, self.model.embedding_width, 1, self.tokens, weight, s.head_trains
+        )

@@ -1,4 +1,4 @@
-"""What the host must hold: loading and offloading need RAM, and that verdict is part of the answer."""
+"""What the host must hold: loading and offloading need RAM; that verdict is part of the answer."""
 
 from __future__ import annotations
 

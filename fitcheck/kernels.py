@@ -74,22 +74,23 @@ def card(gpu: GPU) -> Card:
 
 
 class Call(NamedTuple):
-    """One call of attention: rows x heads x length queries of width dim, against `reach` keys."""
+    """One call of attention: rows x heads x length queries, against `reach` keys."""
 
     rows: int
     length: int
     reach: int
     heads: int
     kv_heads: int
-    dim: int
+    dim: int  # of queries and keys
+    out_dim: int  # of values
     size: int  # bytes per element
 
 
 def attention_forward(kernel: str, call: Call, card: Card) -> int:
     """Hidden bytes of one attention call."""
-    rows, length, reach, heads, kv_heads, dim, size = call
+    rows, length, reach, heads, kv_heads, dim, out_dim, size = call
     if kernel == "efficient":  # the output in fp32 where registers do not hold it: kernel_forward.h
-        return 4 * rows * heads * length * dim if size == 2 and dim > 128 else 0
+        return 4 * rows * heads * length * out_dim if size == 2 and max(dim, out_dim) > 128 else 0
     if length == 1 and heads > kv_heads:  # seqlenq_ngroups_swapped of flash_api.cpp
         heads, length = kv_heads, heads // kv_heads
     block = 256 if dim <= 64 else 128 if dim <= 128 else 64
@@ -100,7 +101,7 @@ def attention_forward(kernel: str, call: Call, card: Card) -> int:
 
 def attention_backward(kernel: str, call: Call, card: Card) -> int:
     """Hidden bytes of the backward of one attention call."""
-    rows, length, reach, heads, kv_heads, dim, size = call
+    rows, length, reach, heads, kv_heads, dim, _, size = call
     if kernel == "efficient":
         return 4 * rows * heads * (length + _efficient_floats(call, card))
     # dO x O and dQ in fp32, dK and dV for every query head: flash_api.cpp, mha_bwd
@@ -128,17 +129,17 @@ def _splits(blocks: int, sms: int, keys: int) -> int:
 
 def _efficient_floats(call: Call, card: Card) -> int:
     """fp32 tiles of dQ, of wide heads also of dK and dV: workspace_size of kernel_backward.h."""
-    half, dim = call.size == 2, call.dim
+    half, dim = call.size == 2, max(call.dim, call.out_dim)
     ampere = card.capability >= (8, 0)
     tile, keys = 128, 128  # queries and keys of one tile, by the order of kernels/cutlassB.h
     if dim <= 64 or (not half and not ampere):
         tile, keys = 64, 64
     elif not half or dim > 128 or not ampere or (dim <= 96 and card.capability in ((8, 6), (8, 9))):
         keys = 64
-    floats = -(-call.length // tile) * -(-dim // keys) * (4 + tile * keys)
+    floats = -(-call.length // tile) * -(-call.dim // keys) * (4 + tile * keys)
     if half and dim > 128:
         parts = max(1, min(-(-call.reach // keys), 200 // (call.rows * call.heads)))
-        floats += 2 * parts * keys * up(dim, tile)
+        floats += parts * keys * (up(call.dim, tile) + up(call.out_dim, tile))
     return floats
 
 

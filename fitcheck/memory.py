@@ -11,6 +11,7 @@ from math import prod
 from typing import NamedTuple
 
 from fitcheck.errors import FitCheckError
+from fitcheck.flows import EXPERT_LINEARS, FLOWS
 from fitcheck.layouts import LAYOUTS
 from fitcheck.model import Model
 from fitcheck.weights import has_closed_form, weights
@@ -66,16 +67,27 @@ def base_tensors(model: Model, head: str) -> Tensors:
 @lru_cache(maxsize=1024)
 def adapter_tensors(model: Model, rank: int, targets: str | tuple[str, ...]) -> Tensors:
     """LoRA's A and B of every targeted linear (arXiv 2106.09685): rank x inputs, outputs x rank."""
-    place = LAYOUTS[model.model_type].attention
-    found = []
+    place, flow = LAYOUTS[model.model_type].attention, FLOWS.get(model.model_type)
+    experts = flow is not None and flow.adapted_experts and targets == "all-linear"
+    found: list[tuple[tuple[int, ...], int, str]] = []
     for w in weights(model):
-        if w.kind != "linear":
-            continue
         leaf = w.name.rpartition(".")[2]
-        if targets == "all-linear" or (
-            w.name.startswith(place + ".") if targets == "attention" else leaf in targets
-        ):
+        if w.kind == "linear":
+            if targets == "all-linear":
+                chosen = not (experts and leaf in EXPERT_LINEARS)
+            elif targets == "attention":
+                chosen = w.name.startswith(place + ".")
+            else:
+                chosen = leaf in targets
+            if chosen:
+                found += [((rank, side), w.copies, "adapter") for side in w.shape]
+        elif experts and w.kind == "router" and len(w.shape) == 2:
             found += [((rank, side), w.copies, "adapter") for side in w.shape]
+        elif (
+            experts and w.kind == "expert"
+        ):  # a rank for each expert, two where gate and up are fused
+            ranks = w.shape[0] * rank * (2 if leaf == "gate_up_proj" else 1)
+            found += [((ranks, side), w.copies, "adapter") for side in w.shape[1:]]
     return tuple(found)
 
 

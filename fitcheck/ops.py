@@ -1,22 +1,24 @@
 """The operations that models are made of, on a Tape: what each keeps for its backward, and needs.
 
 Every line states a fact of PyTorch's autograd (derivatives.yaml) or of the library whose operation
-it is. `Setting` says under which regime; decoder.py and heads.py put the operations together.
+it is. `Setting` says under which regime; norms.py, attention.py, mixture.py and decoder.py put the
+operations together as models do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from fitcheck.kernels import Call, Card, attention_backward, up
+from fitcheck.flows import EXPERT_LINEARS, FLOWS, Flow
+from fitcheck.kernels import Card, reduction
+from fitcheck.layouts import LAYOUTS, Layout
 from fitcheck.model import Model
-from fitcheck.tape import Buffer, Tape
+from fitcheck.tape import PARTS, SAME, Buffer, Tape
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """How a layer is run; together with the Model and the shape it decides every byte.
 
     compute, weight, stream: bytes per element of products, of weights and of the residual stream
@@ -41,15 +43,13 @@ class Setting:
     rank: int = 0
     targets: str | tuple[str, ...] = "all-linear"
     dropout: bool = False
-
-
-ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+    card: Card = Card()
 
 
 class Block:
     """Operations on a Tape under one Setting; `tokens` of `rows` sequences."""
 
-    __slots__ = ("model", "past", "rows", "scored", "setting", "tape", "tokens")
+    __slots__ = ("flow", "layout", "model", "past", "rows", "scored", "setting", "tape", "tokens")
 
     def __init__(
         self,
@@ -63,100 +63,171 @@ class Block:
     ) -> None:
         self.tape, self.model, self.setting = tape, model, setting
         self.rows, self.tokens, self.scored, self.past = rows, rows * length, scored, past
+        self.layout: Layout = LAYOUTS[model.model_type]
+        self.flow: Flow = FLOWS[model.model_type]
 
     def cast(self, x: Buffer, size: int) -> Buffer:
         return x if x.size == size else self.tape.op("cast", [x], x.bytes // x.size * size, size)
 
+    def copy(self, name: str, x: Buffer) -> Buffer:
+        """The same values in another layout (contiguous, reshape): keeps nothing."""
+        return self.tape.op(name, [x], x.bytes, x.size, shares=SAME)
+
     def add(self, x: Buffer, y: Buffer) -> Buffer:
         size = max(x.size, y.size)
-        return self.tape.op("add", [x, y], max(x.bytes // x.size, y.bytes // y.size) * size, size, shares=True)
+        bytes = max(x.bytes // x.size, y.bytes // y.size) * size
+        return self.tape.op("add", [x, y], bytes, size, shares=SAME)
 
     def scale(self, x: Buffer) -> Buffer:
         """x times a number: a new tensor that keeps nothing."""
         return self.tape.op("scale", [x], x.bytes, x.size)
 
-    def keeping_input(self, name: str, x: Buffer) -> Buffer:
-        """An activation whose backward reads its input (silu, gelu)."""
-        return self.tape.op(name, [x], x.bytes, x.size, saved=[x])
+    def keeping_input(self, name: str, x: Buffer, temporary: int = 0) -> Buffer:
+        """An operation whose backward reads its input (silu, gelu, pow)."""
+        return self.tape.op(name, [x], x.bytes, x.size, saved=[x], temporary=temporary)
 
-    def keeping_output(self, name: str, x: Buffer) -> Buffer:
+    def keeping_output(self, name: str, x: Buffer, temporary: int = 0) -> Buffer:
         """One whose backward reads its output (tanh, relu, softmax)."""
         keep: list[Buffer] = []
-        out = self.tape.op(name, [x], x.bytes, x.size, saved=keep)
+        out = self.tape.op(name, [x], x.bytes, x.size, saved=keep, temporary=temporary)
         if out.edge is not None:
             keep.append(out)
         return out
 
     def mul(self, x: Buffer, y: Buffer) -> Buffer:
+        """x * y: each keeps the other. Of two types, a gradient is made in the wider one first."""
         size = max(x.size, y.size)
+        bytes = x.bytes // x.size * size
         keep = [b for b, other in ((x, y), (y, x)) if other.edge is not None]
-        return self.tape.op("mul", [x, y], x.bytes // x.size * size, size, saved=keep)
+        mixed = x.size != y.size and x.edge is not None and y.edge is not None
+        return self.tape.op("mul", [x, y], bytes, size, saved=keep, temporary=bytes if mixed else 0)
 
-    def rms_norm(self, x: Buffer, width: int, count: int) -> Buffer:
-        """LlamaRMSNorm on `count` vectors of `width`: fp32 inside, the weight's product outside."""
-        tape, n, kind = self.tape, count * width, x.size
-        wide = self.cast(x, 4)
-        squares = tape.op("norm.pow", [wide], 4 * n, 4, saved=[wide], temporary=8 * n)
-        mean = tape.op("norm.mean", [squares], 4 * count, 4)
-        del squares
-        root = tape.op("norm.rsqrt", [mean], 4 * count, 4)
-        normed = tape.op("norm.mul", [wide, root], 4 * n, 4, saved=[wide, root], temporary=4 * n)
-        del wide, mean, root
-        narrow = self.cast(normed, kind)
-        del normed
-        trains = self.setting.trains
-        size = max(kind, self.setting.stream)
-        return tape.op(
-            "norm.weight", [narrow], size * n, size,
-            saved=[narrow] if trains else [], weight=width * self.setting.weight if trains else 0,
-            temporary=size * n if trains else 0,
-        )  # fmt: skip
+    def cat(self, parts: list[Buffer]) -> Buffer:
+        """Parts joined into a new tensor, in the widest of their types."""
+        size = max(part.size for part in parts)
+        bytes = sum(part.bytes // part.size for part in parts) * size
+        return self.tape.op("cat", parts, bytes, size, shares=PARTS)
 
-    def layer_norm(self, x: Buffer, width: int, count: int) -> Buffer:
-        """torch's own layer_norm: keeps its input and two fp32 figures a vector; fp32 under autocast."""
-        s = self.setting
-        size = 4 if s.autocast else x.size
-        x = self.cast(x, size)
-        stats = self.tape.new(8 * count, 4, name="norm statistics")
+    def activation(self, x: Buffer) -> Buffer:
+        """The MLP's activation function, by its name in transformers' ACT2FN."""
+        name = self.model.activation or self.flow.activation
+        if name == "relu":
+            return self.keeping_output(name, x)
+        if name == "relu2":
+            return self.square(self.keeping_output("relu", x))
+        if name in ("gelu_new", "xielu", "bloom_gelu"):
+            return getattr(self, name)(x)  # type: ignore[no-any-return]
+        return self.keeping_input(name, x)
+
+    def square(self, x: Buffer) -> Buffer:
+        """torch.pow, in fp32 under autocast; its backward makes 2x, then the gradient."""
+        wide = self.cast(x, 4) if self.setting.autocast else x
+        return self.keeping_input("pow", wide, temporary=2 * wide.bytes)
+
+    def gelu_new(self, x: Buffer) -> Buffer:
+        """NewGELUActivation, a formula in Python: x/2 (1 + tanh(a (x + b x^3)))."""
+        half = self.scale(x)
+        inner = self.scale(self.square(x))
+        inner = self.add(x, inner)
+        inner = self.scale(inner)
+        inner = self.keeping_output("tanh", inner)
+        inner = self.tape.op("1 +", [inner], inner.bytes, inner.size, shares=SAME)
+        return self.mul(half, inner)
+
+    def bloom_gelu(self, x: Buffer) -> Buffer:
+        """GeLUFunction: an autograd function of its own, whose formula runs in Python both ways."""
+        wide = 4 if self.setting.autocast else x.size
         return self.tape.op(
-            "layer_norm", [x], count * width * size, size, saved=[x, stats],
-            weight=2 * width * s.weight if s.trains else 0,
-        )  # fmt: skip
+            "gelu", [x], x.bytes, x.size, saved=[x], during=3 * x.bytes, temporary=5 * x.bytes
+        )
 
-    def norm(self, x: Buffer, width: int = 0, count: int = 0) -> Buffer:
-        width = width or self.model.hidden_size
-        kind = self.rms_norm if self.model.norm_type == "RMSNorm" else self.layer_norm
-        return kind(x, width, count or self.tokens)
+    def xielu(self, x: Buffer) -> Buffer:
+        """XIELUActivation in Python: (a x x + b x) or ((expm1(min(x, e)) - x) c + b x), by x's sign."""
+        s, tape, n = self.setting, self.tape, x.bytes // x.size
+        positive = tape.new(n, 1, name="sign")
+        out = self.slope(x)
+        out = self.mul(out, x)
+        out = self.add(out, self.scale(x))
+        least = self.keeping_input("minimum", x)
+        least = self.cast(least, 4) if s.autocast else least
+        other = self.keeping_output("expm1", least, temporary=least.bytes)
+        del least
+        other = self.add(other, x)
+        other = self.slope(other)
+        other = self.add(other, self.scale(x))
+        return tape.op(
+            "where",
+            [out, other],
+            max(out.bytes, other.bytes),
+            max(out.size, other.size),
+            saved=[positive],
+        )
 
-    def matmul(self, name: str, x: Buffer, inner: int, outer: int, count: int, weight: int, trains: bool,
-               stored: str = "plain") -> Buffer:
+    def slope(self, x: Buffer) -> Buffer:
+        """x times a learned number."""
+        s, n = self.setting, x.bytes // x.size
+        size = (
+            4 if s.autocast else max(x.size, s.weight)
+        )  # softplus makes it, in fp32 under autocast
+        keep, made = ([x], s.weight) if s.trains else ([], 0)
+        temporary = (
+            n * size * (s.trains + (size > x.size))
+        )  # both gradients are made in the wider type
+        return self.tape.op(
+            "slope", [x], n * size, size, saved=keep, weight=made, temporary=temporary
+        )
+
+    def matmul(
+        self,
+        name: str,
+        x: Buffer,
+        inner: int,
+        outer: int,
+        count: int,
+        weight: int,
+        trains: bool,
+        stored: str = "plain",
+        bias: bool = False,
+        cached: bool = True,
+        size: int = 0,
+    ) -> Buffer:
         """x @ W for `count` rows: what is kept is the input if W trains, W's cast if x needs a gradient."""
         s, tape, n = self.setting, self.tape, inner * outer
-        c = s.compute if s.autocast else (x.size if stored == "plain" else s.compute)
+        c = size or (s.compute if s.autocast or stored != "plain" else x.size)
         x = self.cast(x, c)
         saved = [x] if trains and tape.grad else []
-        if stored == "nf4":  # bitsandbytes unpacks the weight for each product, and again in backward
+        if (
+            stored == "nf4"
+        ):  # bitsandbytes unpacks the weight for each product, and again in backward
             return tape.op(name, [x], count * outer * c, c, during=n * c, temporary=n * c)
         if stored == "int8":  # 8-bit copy of the input, 32-bit sums (bitsandbytes LLM.int8)
             return tape.op(name, [x], count * outer * c, c, during=count * (inner + 4 * outer))
         kept = 0
         if weight != c:
             copy = Buffer(tape, n * c, c, None, name + " weight cast")
-            if trains:
+            if trains and cached:
                 tape.region.append(copy)  # autocast caches casts of weights that train
             if x.edge is not None:
                 saved.append(copy)
             kept = n * c
+        if not trains:
+            return tape.op(name, [x], count * outer * c, c, saved=saved)
+        partial = reduction(count, outer, s.card) if bias and tape.grad else 0
         return tape.op(
             name, [x], count * outer * c, c, saved=saved,
-            weight=n * weight if trains else 0, cast=kept if trains else 0,
+            weight=(n + outer * bias) * weight, cast=kept, temporary=partial,
         )  # fmt: skip
 
-    def linear(self, name: str, x: Buffer, inner: int, outer: int) -> Buffer:
+    def linear(
+        self, place: str, name: str, x: Buffer, inner: int, outer: int, bias: bool = False
+    ) -> Buffer:
         """A linear layer of the block, with its adapter when LoRA targets it (peft's Linear.forward)."""
         s = self.setting
-        out = self.matmul(name, x, inner, outer, self.tokens, s.weight, s.trains, s.stored)
-        if not s.adapter or not self.targeted(name):
+        out = self.matmul(
+            name, x, inner, outer, self.tokens, s.weight, s.trains, s.stored, bias,
+            cached=not self.flow.casts_anew,
+        )  # fmt: skip
+        if not s.adapter or not self.targeted(place, name):
             return out
         kind = out.size
         x = self.cast(x, s.adapter)
@@ -173,71 +244,9 @@ class Block:
         del out, scaled
         return self.cast(total, kind)
 
-    def targeted(self, name: str) -> bool:
+    def targeted(self, place: str, name: str) -> bool:
+        """Whether LoRA adapts the linear layer `name` of the block's part `place`."""
         targets = self.setting.targets
-        if targets == "all-linear":
-            return True
-        return name in (ATTENTION_LINEARS if targets == "attention" else targets)
-
-    def rope(self, x: Buffer, width: int) -> Buffer:
-        """x cos + rotate_half(x) sin, in the wider of x's type and the stream's (that of cos, sin)."""
-        tape, n = self.tape, self.tokens * width
-        size = max(x.size, self.setting.stream)
-        straight = tape.op("rope.cos", [x], n * size, size)
-        half = tape.op("rope.half", [x], n * x.size, x.size, during=n * x.size // 2)
-        turned = tape.op("rope.sin", [half], n * size, size)
-        del half
-        return self.add(straight, turned)
-
-    def attention_core(
-        self, q: Buffer, k: Buffer, v: Buffer, heads: int, kv_heads: int, dim: int
-    ) -> Buffer:
-        """The kernel: what it keeps, and its hidden workspace (memory.py names the sources)."""
-        s, tape, rows = self.setting, self.tape, self.rows
-        c = s.compute if s.autocast else q.size
-        q, k, v = self.cast(q, c), self.cast(k, c), self.cast(v, c)
-        length = self.tokens // rows
-        reach = length + self.past
-        out = self.tokens * heads * dim * c
-        repeated = kv_heads != heads and (s.masked or dim > 256) and length > 1 or s.kernel == "eager"
-        if repeated and kv_heads != heads:
-            k = tape.op("repeat_kv", [k], rows * reach * heads * dim * c, c)
-            v = tape.op("repeat_kv", [v], rows * reach * heads * dim * c, c)
-        scores = rows * heads * length * reach
-        if s.kernel in ("eager", "math"):
-            return self._quadratic(q, k, v, scores, out, c)
-        stats = Buffer(tape, 4 * rows * heads * up(length, 32 if s.kernel == "efficient" else 1), 4, None, "logsumexp")
-        keep = [q, k, v, stats]
-        if s.masked and s.kernel == "efficient":
-            keep.append(tape.new(rows * length * up(reach, 8) * c, c, name="attention mask"))
-        result = tape.op(
-            "attention", [q, k, v], out, c, saved=keep,
-            temporary=attention_backward(
-                s.kernel,
-                Call(rows, length, reach, heads, heads if repeated else kv_heads, dim, c),
-                Card(),
-            ),
-        )  # fmt: skip
-        if result.edge is not None:
-            keep.append(result)  # the kernel's backward reads its own output
-        return result
-
-    def _quadratic(self, q: Buffer, k: Buffer, v: Buffer, scores: int, out: int, c: int) -> Buffer:
-        """eager attention of transformers, and torch's math kernel: the scores are made whole."""
-        tape, s = self.tape, self.setting
-        if s.kernel == "math":  # computes in fp32 from upcast copies (aten _scaled_dot_product_attention_math)
-            q, k, v = self.cast(q, 4), self.cast(k, 4), self.cast(v, 4)
-            c = 4
-        raw = tape.op("scores", [q, k], scores * c, c, saved=[q, k])
-        scaled = self.scale(raw)
-        del raw
-        if s.masked:
-            scaled = tape.op("scores.mask", [scaled], scaled.bytes, c, shares=True)
-        wide = self.cast(scaled, 4)
-        del scaled
-        weights = self.keeping_output("softmax", wide)
-        del wide
-        narrow = self.cast(weights, c)
-        del weights
-        result = tape.op("attention", [narrow, v], out // s.compute * c, c, saved=[narrow, v])
-        return self.cast(result, s.compute)
+        if targets == "all-linear":  # PEFT takes the MLP's names for those of the experts
+            return not (self.flow.adapted_experts and name in EXPERT_LINEARS)
+        return place == self.layout.attention if targets == "attention" else name in targets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fitcheck import kernels
+from fitcheck.flows import FLOWS
 from fitcheck.memory import Role
 from fitcheck.model import Model
 from fitcheck.ops import Setting
@@ -82,8 +83,9 @@ def setting(plan: Plan, role: Role, adapters: bool = True) -> Setting:
     masked = plan.padding == "padded" and plan.attention != "flash"
     dim = role.model.head_dim or 0
     dtype, choice = plan.compute_dtype, plan.attention
-    if role.model.model_type in EAGER_ONLY and choice == "sdpa":
-        choice = "eager"
+    flow = FLOWS.get(role.model.model_type)
+    if choice == "sdpa" and flow is not None and flow.kernel:
+        choice = flow.kernel
     return Setting(
         compute=BYTES[dtype],
         weight=role.weight,
@@ -99,7 +101,5 @@ def setting(plan: Plan, role: Role, adapters: bool = True) -> Setting:
         rank=role.rank,
         targets=role.targets,
         dropout=plan.recipe == "hf-4.48",
+        card=kernels.card(plan.gpu),
     )
-
-
-EAGER_ONLY = frozenset({"gemma2"})  # soft-capped scores: transformers runs it without sdpa

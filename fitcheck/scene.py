@@ -7,11 +7,13 @@ activations.py (what passes).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import lru_cache, partial
 
 from fitcheck import activations, kernels, memory, quants
 from fitcheck.activations import Shape, Stage
 from fitcheck.memory import Role
+from fitcheck.model import Model
 from fitcheck.ops import Setting
 from fitcheck.plan import Plan
 from fitcheck.report import CACHED, OUTSIDE, Moment, Phase, Term
@@ -79,7 +81,7 @@ class Scene:
         adapters: bool = True,
     ) -> Phase:
         """A pass without gradients: its layers, then its head."""
-        model, how = self.roles[role].model, self.setting(role, adapters)
+        model, how = _alike(self.roles[role].model), self.setting(role, adapters)
         layers, ends = activations.inference_peak(model, how, shape, head)
         stays = (*self.resident(phase), *extra, *_mask(how, shape))
         what = (model, how, shape)
@@ -101,7 +103,7 @@ class Scene:
         plan, who, how = self.plan, self.roles[role], self.setting(role)
         older = self.stays("gradients", who) if steps > 1 else ()
         stages = activations.update_stages(
-            who.model, how, shape, head, plan.checkpointing, accumulate=steps > 1
+            _alike(who.model), how, shape, head, plan.checkpointing, accumulate=steps > 1
         )
         for part in ("forward", "loss", "backward"):
             phase = f"{prefix}.{part}"
@@ -122,10 +124,11 @@ class Scene:
     def graph(self, role: str, shape: Shape, head: str, steps: int) -> Terms:
         """What a forward pass with gradients leaves behind, for its backward."""
         who, how = self.roles[role], self.setting(role)
+        model = _alike(who.model)
         stage = activations.update_stages(
-            who.model, how, shape, head, self.plan.checkpointing, accumulate=steps > 1
+            model, how, shape, head, self.plan.checkpointing, accumulate=steps > 1
         )[0]
-        loss = activations.training_cost(who.model, how, shape, head).kept
+        loss = activations.training_cost(model, how, shape, head).kept
         terms = (
             Term("activations", role, stage.activations, "of the policy's graph"),
             Term("autocast copies", role, stage.casts, "16-bit casts of fp32 weights, cached"),
@@ -136,7 +139,7 @@ class Scene:
     def _stage(
         self, who: Role, stage: Stage, how: Setting, shape: Shape, head: str
     ) -> Iterator[Term]:
-        role, model = who.name, who.model
+        role, model = who.name, _alike(who.model)
         if self.plan.checkpointing:
             saved = f"one layer input for each of {model.num_layers} layers (checkpointing)"
         else:
@@ -150,6 +153,22 @@ class Scene:
         yield Term(name, role, stage.working, lambda: activations.explain(*what))
         if stage.gradients:
             yield Term("gradients", role, stage.gradients, "made so far in this backward")
+
+
+# What a row says of a model beside its sizes; none of it moves a byte.
+_TOLD = {"id", "family", "name", "size_label", "status", "sources", "checked", "license", "note"}
+_TOLD |= {"release_date", "gated", "gated_basis", "architecture_class", "formula_matches"}
+_TOLD |= {"params_published", "params_published_note", "checkpoint_precision", "native_fp8"}
+_TOLD |= {"alignment_recipe", "alignment_recipe_source", "alignment_recipe_seen_in_stored_source"}
+_TOLD |= {"rewardbench_dpo_ref_model", "has_mtp_in_checkpoint"}
+_SIZES = [field.name for field in fields(Model) if field.name not in _TOLD]
+_first: dict[str, Model] = {}
+
+
+@lru_cache(maxsize=1024)
+def _alike(model: Model) -> Model:
+    """The first model seen with the very same sizes: a base and its tunings are played once."""
+    return _first.setdefault(repr([getattr(model, name) for name in _SIZES]), model)
 
 
 @lru_cache(maxsize=4096)

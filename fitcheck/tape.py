@@ -63,16 +63,28 @@ class Buffer:
 
 
 # One operation's backward: (out, inputs, saved, temporary, shares, weight, cast, name).
-# saved keeps Buffers alive; temporary is bytes needed while it runs; shares passes the incoming
-# gradient on without a copy (add, view) to inputs of the same shape; weight is the bytes of the
-# weight gradient that it makes, cast what that takes before its cast to the weight's own type.
-Node = tuple[Edge, list[Edge], Sequence[Buffer], int, bool, int, int, str]
+# out is a tuple where one node made several (split). saved keeps Buffers alive; temporary is bytes
+# needed while it runs; shares passes the incoming gradient on without a copy (SAME: to inputs of its
+# shape, as add does; PARTS: a view of it to each, as cat does); weight is the bytes of the weight
+# gradient that it makes, cast what that takes before its cast to the weight's own type.
+Node = tuple["Edge | tuple[Edge, ...]", list[Edge], Sequence[Buffer], int, int, int, int, str]
+SAME, PARTS = 1, 2
 
 
 class Tape:
     """Records a forward pass in bytes; `backward` plays it back. explain=True names what is alive."""
 
-    __slots__ = ("accumulate", "at_peak", "grad", "grads", "live", "names", "nodes", "peak", "region")
+    __slots__ = (
+        "accumulate",
+        "at_peak",
+        "grad",
+        "grads",
+        "live",
+        "names",
+        "nodes",
+        "peak",
+        "region",
+    )
 
     def __init__(self, grad: bool, accumulate: bool = False, explain: bool = False) -> None:
         self.live = self.peak = 0
@@ -97,7 +109,7 @@ class Tape:
         saved: Sequence[Buffer] = (),
         during: int = 0,
         temporary: int = 0,
-        shares: bool = False,
+        shares: int = 0,
         weight: int = 0,
         cast: int = 0,
     ) -> Buffer:
@@ -117,8 +129,24 @@ class Tape:
         """Part of x, without memory of its own; its gradient is scattered into one of x's shape."""
         edge = Edge(bytes, x.size) if x.edge is not None else None
         if edge is not None and x.edge is not None:
-            self.nodes.append((edge, [x.edge], (), 0, False, 0, 0, "slice"))
+            self.nodes.append((edge, [x.edge], (), 0, 0, 0, 0, "slice"))
         return Buffer(self, bytes, x.size, edge, x.name, base=x)
+
+    def add_into(self, x: Buffer, y: Buffer) -> Buffer:
+        """x += y: x's own memory, and the gradient goes to both."""
+        edges = [b.edge for b in (x, y) if b.edge is not None]
+        edge = Edge(x.bytes, x.size) if edges else None
+        if edge is not None:
+            self.nodes.append((edge, edges, (), 0, SAME, 0, 0, "add_"))
+        return Buffer(self, x.bytes, x.size, edge, x.name, base=x)
+
+    def split(self, x: Buffer, sizes: Sequence[int]) -> list[Buffer]:
+        """All of x in parts, as split and chunk give them: backward joins their gradients at once."""
+        if x.edge is None:
+            return [Buffer(self, bytes, x.size, None, x.name, base=x) for bytes in sizes]
+        edges = tuple(Edge(bytes, x.size) for bytes in sizes)
+        self.nodes.append((edges, [x.edge], (), 0, 0, 0, 0, "split"))
+        return [Buffer(self, edge.bytes, x.size, edge, x.name, base=x) for edge in edges]
 
     def backward(self, end: Edge | None) -> None:
         """Run the nodes backwards as the engine does: the latest first, once its gradient is there."""
@@ -126,18 +154,29 @@ class Tape:
             return
         flowing = {end: Buffer(self, end.bytes, end.size, None, "gradient")}
         while self.nodes:
-            end, inputs, saved, temporary, shares, weight, cast, name = self.nodes.pop()
-            gradient = flowing.pop(end, None)
+            made_by, inputs, saved, temporary, shares, weight, cast, name = self.nodes.pop()
+            if type(made_by) is tuple:
+                parts = [flowing.pop(edge) for edge in made_by if edge in flowing]
+                gradient = parts[0] if parts else None
+            else:
+                parts = ()
+                gradient = flowing.pop(made_by, None)
             if gradient is None:
                 continue
             during = Buffer(self, temporary, 1, None, name) if temporary else None
-            made = Buffer(self, cast or weight, 1, None, name + " weight gradient") if weight else None
+            made = (
+                Buffer(self, cast or weight, 1, None, name + " weight gradient") if weight else None
+            )
             for edge in inputs:
-                same = shares and edge.size == gradient.size and edge.bytes == gradient.bytes
+                same = (
+                    shares
+                    and edge.size == gradient.size
+                    and (shares == PARTS or edge.bytes == gradient.bytes)
+                )
                 passed = gradient if same else Buffer(self, edge.bytes, edge.size, None, "gradient")
                 flowing.setdefault(edge, passed)  # a second one is added in place, then freed
                 del passed
-            del gradient, during, saved
+            del gradient, parts, during, saved
             if made is not None:
                 if cast:
                     made = Buffer(self, weight, 1, None, name + " weight gradient")

@@ -40,7 +40,7 @@ FLOAT = _names(
     normalize"""
 )
 FLOAT_RESULT = _names("softmax log_softmax sum prod cumsum cumprod vector_norm")
-WIDEST = _names("addcdiv addcmul bilinear cat cross dot index_put scatter_add stack tensordot")
+WIDEST = _names("addcdiv addcmul bilinear cross dot index_put scatter_add tensordot")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
@@ -84,17 +84,16 @@ class MetaAutocast(TorchFunctionMode):
         if MetaAutocast.current is None:  # inside a region with autocast disabled
             return func(*args, **kwargs)
         if name in LOWER:
-            args, kwargs = _cast((args, kwargs), lambda x: self.lowered(x))
+            args, kwargs = _cast_all(args, kwargs, self.lowered)
         elif name in FLOAT:
-            args, kwargs = _cast((args, kwargs), lambda x: x.to(torch.float32))
+            args, kwargs = _cast_all(args, kwargs, Tensor.float)
         elif name in FLOAT_RESULT:
             if kwargs.get("dtype") is None and _is_low(args[0] if args else kwargs["input"]):
                 kwargs = {**kwargs, "dtype": torch.float32}
         elif name in WIDEST:
-            seen: set[torch.dtype] = set()
-            _cast((args, kwargs), lambda x: seen.add(x.dtype) or x)  # type: ignore[func-returns-value]
-            if len(seen) > 1:
-                args, kwargs = _cast((args, kwargs), lambda x: x.to(torch.float32))
+            types = {x.dtype for x in (*args, *kwargs.values()) if _is_low(x)}
+            if len(types) > 1:
+                args, kwargs = _cast_all(args, kwargs, Tensor.float)
         return func(*args, **kwargs)
 
     def lowered(self, x: Tensor) -> Tensor:
@@ -162,12 +161,16 @@ def _is_low(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
 
 
+def _cast_all(args: Any, kwargs: Any, cast: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
+    """The arguments with their tensors cast: the last one first, as the C++ of autocast does."""
+    named = {name: _cast(kwargs[name], cast) for name in reversed(kwargs)}
+    return tuple(reversed([_cast(arg, cast) for arg in reversed(args)])), named
+
+
 def _cast(value: Any, cast: Callable[[Tensor], Tensor]) -> Any:
     """`value` with every floating-point tensor in it cast, but for fp64 ones."""
     if isinstance(value, Tensor):
         return cast(value) if _is_low(value) else value
     if isinstance(value, (tuple, list)):
         return type(value)(_cast(x, cast) for x in value)
-    if isinstance(value, dict):
-        return {k: _cast(x, cast) for k, x in value.items()}
     return value

@@ -132,6 +132,7 @@ def trace(
             recorder.label_weights()
         stack.enter_context(_module_names(tracer, built))
         for _ in range(count):
+            recorder.steps += 1
             result.starts.append(len(tracer.events))
             steps.run_step(plan, built, recorder)
         result.events = list(tracer.events)  # what is freed after the last step is no part of it
@@ -147,7 +148,8 @@ class TraceRecorder(Recorder):
         self.roles: Any = None
         self.marks: list[tuple[int, str]] = []
         self.lasting: dict[int, Holder] = {}
-        self.updates = 0  # optimizer steps so far
+        self.steps = 0  # of the plan, begun so far
+        self.updates = 0  # of an optimizer, done so far
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -164,11 +166,11 @@ class TraceRecorder(Recorder):
         self.marks.append((len(self.tracer.events), outer))
 
     def repeat(self, rounds: Sequence[T]) -> Iterator[T]:
-        """The first two rounds; of minibatches one, since the next step has another."""
+        """The first two rounds; of minibatches one, once optimizer states exist."""
         updates = self.updates
         for item in rounds[:REPEATS]:
             yield item
-            if self.updates > updates:
+            if self.updates > updates and self.steps > 1:
                 return
 
     def decode(self, steps: range) -> Iterator[int]:
