@@ -66,8 +66,9 @@ class Heads(Norms):
         del x
         logits = self.logits(normed, self.tokens)
         del normed
-        wide = self.cast(logits, 4)
-        shifted = self.tape.op("shift", [wide], wide.bytes, 4)
+        # gpt_bigcode had a loss of its own, which left the logits in 16 bits
+        wide = logits if self.model.model_type == "gpt_bigcode" else self.cast(logits, 4)
+        shifted = self.tape.op("shift", [wide], wide.bytes, wide.size)
         return self.cross_entropy(shifted, self.tokens)  # logits and wide stay meanwhile
 
     def log_probs(self, x: Buffer) -> Buffer:

@@ -36,10 +36,9 @@ LOWER = _names(
 FLOAT = _names(
     """exp expm1 log log10 log2 log1p pow rpow rsqrt reciprocal tan acos asin cosh sinh erfinv
     softplus layer_norm group_norm rms_norm logsumexp cosine_similarity cross_entropy nll_loss
-    kl_div mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits cdist norm
-    normalize"""
+    kl_div mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits cdist"""
 )
-FLOAT_RESULT = _names("softmax log_softmax sum prod cumsum cumprod vector_norm")
+FLOAT_RESULT = _names("softmax log_softmax sum prod cumsum cumprod norm vector_norm")
 WIDEST = _names("addcdiv addcmul bilinear cross dot index_put scatter_add tensordot")
 
 
