@@ -175,7 +175,7 @@ def _number(name: str, text: str) -> int:
     """A whole number, of ram in bytes; exact, however large."""
     example = f"a number such as {_EXAMPLES.get(name, '512 or 32k')}"
     digits = text.strip().lower().replace("_", "")
-    match = re.fullmatch(r"(-?\d{1,18})(?:\.(\d{1,9}))?\s*([a-z]*)", digits)
+    match = re.fullmatch(r"(-?[0-9]{1,18})(?:\.([0-9]{1,9}))?\s*([a-z]*)", digits)
     if match is None or match[3] not in _UNITS:
         raise _wrong(name, text, example)
     fraction = match[2] or ""

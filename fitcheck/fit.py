@@ -5,6 +5,7 @@ from __future__ import annotations
 from fitcheck import kernels
 from fitcheck.decoder import covered
 from fitcheck.errors import FitCheckError
+from fitcheck.flows import FLOWS
 from fitcheck.host import ram
 from fitcheck.phases import phases
 from fitcheck.plan import Plan
@@ -47,7 +48,7 @@ def notes(plan: Plan) -> list[str]:
     if plan.model.params_vision_audio:
         found.append("text only: images and sound, and their activations, are not modelled")
     if training and plan.model.moe and plan.tuning != "full":
-        found.append("stacked experts are not quantized and carry no adapters")
+        found += expert_notes(plan)
     return list(dict.fromkeys(found))
 
 
@@ -57,3 +58,14 @@ def unknown_kernel(plan: Plan) -> str:
 
     how = setting(plan, roles(plan)["policy"])
     return kernels.attention_known(plan.gpu, how.kernel)
+
+
+def expert_notes(plan: Plan) -> list[str]:
+    """What LoRA and 4 bits do to the stacked experts of a mixture."""
+    found = []
+    flow = FLOWS.get(plan.model.model_type)
+    if plan.tuning == "qlora":
+        found.append("stacked experts stay in 16 bits: bitsandbytes quantizes linear layers alone")
+    if flow is not None and flow.adapted_experts and plan.lora_targets == "all-linear":
+        found.append("PEFT's all-linear adapts the stacked experts too, at the size of all of them")
+    return found

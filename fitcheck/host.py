@@ -36,7 +36,7 @@ def _sum(terms: tuple[Term, ...]) -> int:
     return sum(term.bytes for term in terms)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _loading(plan: Plan, role: Role) -> Term:
     """from_pretrained reads a model on the CPU, one at a time, before it moves to the card."""
     size = memory.total(memory.weight_sizes(role))

@@ -47,7 +47,7 @@ Sizes = list[tuple[int, int]]  # (bytes of one tensor, copies)
 Trained = list[tuple[tuple[int, ...], int, int, str]]  # (shape, copies, bytes per element, kind)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def base_tensors(model: Model, head: str) -> Tensors:
     """Tensors of the base and its head; an architecture without closed form is one lump."""
     if has_closed_form(model):
@@ -64,7 +64,7 @@ def base_tensors(model: Model, head: str) -> Tensors:
     return tuple(found)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def adapter_tensors(model: Model, rank: int, targets: str | tuple[str, ...]) -> Tensors:
     """LoRA's A and B of every targeted linear (arXiv 2106.09685): rank x inputs, outputs x rank."""
     place, flow = LAYOUTS[model.model_type].attention, FLOWS.get(model.model_type)

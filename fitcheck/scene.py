@@ -171,7 +171,7 @@ def _alike(model: Model) -> Model:
     return _first.setdefault(repr([getattr(model, name) for name in _SIZES]), model)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=8192)
 def _stays(kind: str, role: Role, optimizer: str, master: bool) -> Terms:
     """Weights, gradients or optimizer states of one role, and how the allocator rounds them."""
     name, found = role.name, []
@@ -196,7 +196,7 @@ def _stays(kind: str, role: Role, optimizer: str, master: bool) -> Terms:
     return (*found, *_rounding(kind, name, sizes))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=8192)
 def _quantized(role: Role, quant: str) -> Terms:
     """The weights of a model to run, in the type they are stored in."""
     model = role.model

@@ -28,7 +28,7 @@ def has_closed_form(model: Model) -> bool:
     return model.tensors is None and model.model_type in LAYOUTS and model.norm_type is not None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def weights(model: Model) -> tuple[Weight, ...]:
     """The parameter tensors of `model` as loaded; their sum is `model.params`.
 

@@ -182,8 +182,8 @@ def _math(
     root = (query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
     query = query * root
     if causal:
-        square = torch.ones(tokens, keys, dtype=torch.bool, device=query.device)
-        mask = _additive(square.tril(), query.dtype)
+        every = dict(dtype=torch.bool, device=query.device)
+        mask = _additive(torch.ones(tokens, keys, **every).tril(), query.dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -193,13 +193,16 @@ def _math(
     scores = aten._safe_softmax(scores, -1)
     if dropout:
         scores = F.dropout(scores, dropout)
-    return torch.matmul(scores, value).to(dtype)
+    weights = scores.to(dtype)  # the operator's second result: made first, and dropped at its end
+    out = torch.matmul(scores, value).to(dtype)
+    del weights
+    return out
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask of booleans as zeros and minus infinities: convert_boolean_attn_mask in attention.cpp."""
-    zero, never = (torch.empty((), dtype=dtype, device=mask.device) for _ in range(2))
-    return torch.where(mask, zero, never)
+    never = torch.full((), float("-inf"), dtype=dtype, device=mask.device)
+    return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), never)
 
 
 def _aligned(mask: Tensor) -> Tensor:

@@ -210,12 +210,13 @@ def _with_workspace(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: An
         if isinstance(tensor, Tensor):
             tracer.register(tensor, func)
     if outputs[0].is_meta:
-        _hidden(tracer, workspaces.OF[func], args, out)
+        for workspace in workspaces.OF[func]:
+            _hidden(tracer, workspace, args, out)
     return out
 
 
 def _hidden(tracer: Tracer, workspace: Any, args: tuple[Any, ...], out: Any) -> None:
-    """What the kernel takes while it runs."""
+    """What a kernel takes while it runs."""
     sizes = workspace(tracer.card, args, out)
     names = [tracer.allocate(size, workspace.__name__) for size in sizes if size]
     tracer.events.extend((0, name) for name in reversed(names))

@@ -36,11 +36,16 @@ def flash_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
 
 
 def flash_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
-    """dO x O, dQ in fp32, and dK and dV for every query head: flash_api.cpp, mha_bwd."""
+    """dO x O, dQ in fp32, and dK and dV for every query head: flash_api.cpp, mha_bwd.
+
+    Before them copies of dO and O, unless they lie in memory as [batch, tokens, heads, D].
+    """
     query, key = args[1], args[2]
     batch, heads, tokens, width = query.shape
+    copies = [t.nbytes for t in (args[0], args[4]) if not t.transpose(1, 2).is_contiguous()]
     rows = batch * heads * _up(tokens, 128)
-    return 4 * rows, 4 * rows * _flash_width(width), *_expanded(query, key, heads, key.shape[1])
+    own = (4 * rows, 4 * rows * _flash_width(width))
+    return *copies, *own, *_expanded(query, key, heads, key.shape[1])
 
 
 def flash_package_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
@@ -96,6 +101,12 @@ def efficient_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     return (4 * batch * heads * tokens * width,) if half and width > 128 else ()
 
 
+def efficient_delta(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
+    """dO x O in fp32, of 16-bit types a kernel's work: attention_backward.cu."""
+    rows = 4 * args[0].numel() // args[0].shape[-1]
+    return (args[0].nbytes, rows, rows) if args[0].element_size() == 4 else ()
+
+
 def efficient_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """dO x O, and dQ (of wide heads also dK, dV) in fp32 tiles: kernel_backward.h, workspace_size."""
     query, key = args[1], args[2]
@@ -129,7 +140,8 @@ def embedding_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     distinct = min(tokens, rows)
     partial = tokens // 10 + distinct  # NROWS_PER_THREAD
     each = 8 * tokens
-    return each, each, each, 8 * distinct, 8 * distinct, 8 * partial, 4 * partial * gradient.shape[-1]
+    sorted_ids = (each, each, each, 8, 8, 8 * distinct, 8 * distinct)
+    return *sorted_ids, 8 * partial, 4 * partial * gradient.shape[-1]
 
 
 def safe_softmax(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
@@ -297,27 +309,30 @@ def _pow2(n: int) -> int:
     return 1 << (max(n, 1).bit_length() - 1)
 
 
-OF: dict[Any, Callable[[Card, tuple[Any, ...], Any], Sizes]] = {
-    aten._scaled_dot_product_flash_attention.default: flash_forward,
-    aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
-    aten._flash_attention_forward.default: flash_package_forward,
-    aten._flash_attention_backward.default: flash_package_backward,
-    aten._scaled_dot_product_efficient_attention.default: efficient_forward,
-    aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
-    aten._scaled_dot_product_cudnn_attention.default: lambda card, args, out: (),
-    aten._scaled_dot_product_cudnn_attention_backward.default: cudnn_backward,
-    aten.embedding_dense_backward.default: embedding_backward,
-    aten._safe_softmax.default: safe_softmax,
-    aten._softmax_backward_data.default: softmax_backward,
-    aten.argmax.default: argmax,
-    aten.index.Tensor: index,
-    aten.cumsum.default: scan,
-    aten.multinomial.default: multinomial,
-    aten._foreach_norm.Scalar: foreach_norm,
-    aten.sum.dim_IntList: reduction,
-    aten.sum.default: reduction,
-    aten.mean.dim: reduction,
-    aten.mean.default: reduction,
+# By operator: what it takes, one after the other.
+OF: dict[Any, tuple[Callable[[Card, tuple[Any, ...], Any], Sizes], ...]] = {
+    aten._scaled_dot_product_flash_attention.default: (flash_forward,),
+    aten._scaled_dot_product_flash_attention_backward.default: (flash_backward,),
+    aten._flash_attention_forward.default: (flash_package_forward,),
+    aten._flash_attention_backward.default: (flash_package_backward,),
+    aten._scaled_dot_product_efficient_attention.default: (efficient_forward,),
+    aten._scaled_dot_product_efficient_attention_backward.default: (
+        *(efficient_delta, efficient_backward),
+    ),
+    aten._scaled_dot_product_cudnn_attention.default: (),
+    aten._scaled_dot_product_cudnn_attention_backward.default: (cudnn_backward,),
+    aten.embedding_dense_backward.default: (embedding_backward,),
+    aten._safe_softmax.default: (safe_softmax,),
+    aten._softmax_backward_data.default: (softmax_backward,),
+    aten.argmax.default: (argmax,),
+    aten.index.Tensor: (index,),
+    aten.cumsum.default: (scan,),
+    aten.multinomial.default: (multinomial,),
+    aten._foreach_norm.Scalar: (foreach_norm,),
+    aten.sum.dim_IntList: (reduction,),
+    aten.sum.default: (reduction,),
+    aten.mean.dim: (reduction,),
+    aten.mean.default: (reduction,),
 }
 
 # Of these operators' outputs only the first so many are on the card: without dropout the seed and
