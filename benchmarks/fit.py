@@ -39,7 +39,7 @@ def main() -> None:
 
     # First calls read files and fill caches, so they are timed once; a screen then lives warm.
     row("import fitcheck", milliseconds(lambda: __import__("fitcheck"), 1))
-    from fitcheck import FitCheckError, Plan, Report, catalog, fit, resolve
+    from fitcheck import FitCheckError, Plan, catalog, fit, resolve
 
     row("read every model of the catalog", milliseconds(catalog.models, 1))
     for method in METHODS:
@@ -48,19 +48,22 @@ def main() -> None:
         row(f"fit: llama-3.1-8b, {method}", milliseconds(lambda plan=plan: fit(plan), runs))
 
     gpu = catalog.find_gpu("rtx 4090")
-    plans = [Plan(model=model, method="ppo", gpu=gpu) for model in catalog.models()]
+    plans = []
+    for model in catalog.models():
+        with suppress(FitCheckError):  # more tokens than the model can read
+            plans.append(Plan(model=model, method="ppo", gpu=gpu))
 
-    def answers() -> list[Report]:
-        reports = []
+    def answers() -> int:
+        covered = 0
         for plan in plans:
             with suppress(FitCheckError):  # an architecture that the estimate does not cover
-                reports.append(fit(plan))
-        return reports
+                covered += bool(fit(plan).phases)
+        return covered
 
-    covered = len(answers())
-    whole = milliseconds(answers, 3)
-    row(f"fit: {covered} of {len(plans)} models, ppo", whole)
-    print(f"{'':40} {min(whole) / covered:9.3f} ms a model")
+    row("first fit of the catalog, ppo", milliseconds(answers, 1))
+    again, covered = milliseconds(answers, 3), answers()
+    row(f"fit: {covered} of {len(plans)} models, ppo", again)
+    print(f"{'':40} {min(again) / covered:9.3f} ms a model")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,11 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fitcheck import catalog
 from fitcheck.errors import FitCheckError
-from fitcheck.report import Error
 
 LARGEST_FILE = 4 * 2**20
 PERCENTILE = 95
@@ -80,7 +78,7 @@ def comparisons() -> list[Comparison]:
 
 
 def _compared(name: str, run: dict[str, Any]) -> Comparison:
-    from fitcheck.answer import plan_from  # answer reads the stated error from here
+    from fitcheck.answer import plan_from
     from fitcheck.decoder import covered
     from fitcheck.fit import fit
 
@@ -111,19 +109,6 @@ def summary(found: list[Comparison]) -> dict[str, Any]:
             "basis": f"peak allocated of {len(errors)} published {method} runs on an A100",
         }
     return {"estimate": result}
-
-
-@cache
-def stated(method: str, rung: str) -> Error | None:
-    """The error a Report states; None where no measurement of this method is recorded."""
-    try:
-        found = catalog.read("accuracy.json").get(rung, {}).get(method)
-        error = Error(**found) if found else None
-    except (AttributeError, TypeError) as fault:
-        raise catalog.damaged("accuracy.json", str(fault)) from fault
-    if error and (not isinstance(error.relative, float) or not 0 <= error.relative < 1):
-        raise catalog.damaged("accuracy.json", f"relative is {error.relative!r}")
-    return error
 
 
 def table(found: list[Comparison]) -> str:

@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from fitcheck.decoder import Decoder
-from fitcheck.ops import Setting
 from fitcheck.kernels import embedding_backward
 from fitcheck.model import Model
+from fitcheck.ops import Setting
 from fitcheck.tape import Tape
 
 
@@ -48,7 +48,7 @@ class Cost(NamedTuple):
 
 @lru_cache(maxsize=8192)
 def forward_peak(model: Model, setting: Setting, shape: Shape, piece: str) -> tuple[int, int]:
-    """(peak, casts of weights that stay until autocast's region ends) of a pass without gradients."""
+    """(peak, casts of weights that stay until autocast's region ends) without gradients."""
     tape = Tape(grad=False)
     block = Decoder(tape, model, setting, shape.rows, shape.length, shape.scored, shape.past)
     x = tape.new(shape.tokens * model.hidden_size * setting.stream, setting.stream)
@@ -86,7 +86,7 @@ Groups = tuple[tuple[int, Setting, str], ...]
 
 
 def groups(model: Model, setting: Setting, length: int) -> Groups:
-    """Layers that run alike: (count, setting, piece). A window no longer than the text needs a mask."""
+    """Layers that run alike: (count, setting, piece). A window within the text needs a mask."""
     windowed = sum(
         g.layers for g in model.kv_cache_groups or () if g.window is not None and g.window <= length
     )
@@ -173,8 +173,8 @@ def update_stages(
         Stage("backward", "logits", kept, 0, ends.backward - waiting, waiting),
         Stage("backward", "last layer", kept, 0, replayed, waiting),
         Stage(
-            *("backward", "first layer", own, 0, below.backward - own - below.gradients),
-            gradients,
+            *("backward", "first layer", own, 0, below.backward - own),
+            gradients - below.gradients,
         ),
     ]
     if setting.trains:

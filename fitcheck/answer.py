@@ -29,10 +29,8 @@ def check(model: str | Model = DEFAULT_MODEL, **wishes: Any) -> Report:
 
     Raises FitCheckError for unknown names, contradictory knobs, architectures not covered.
     """
-    from fitcheck import accuracy  # it asks this module for its plans
-
     plan, card = _resolve(model, wishes)
-    report = fit(plan, accuracy.stated(plan.method, "estimate"))
+    report = fit(plan, catalog.stated_error(plan.method, "estimate"))
     return replace(report, notes=(card, *report.notes)) if card else report
 
 
@@ -134,7 +132,7 @@ def this_machine() -> tuple[dict[str, Any], str]:
 def _scorer(name: str) -> Model:
     """A reward model or a plain model by name; a full id means that model and no other."""
     rewards = catalog.rows("reward_models.json", "reward_models")
-    if all(row["id"] != name for row in rewards) and _is_model_id(name):
+    if all(row.get("id") != name for row in rewards) and _is_model_id(name):
         return catalog.find_model(name)
     try:
         return catalog.architecture(catalog.find_reward_model(name))
@@ -146,7 +144,7 @@ def _scorer(name: str) -> Model:
 
 
 def _is_model_id(name: str) -> bool:
-    return any(entry["id"] == name for entry in catalog.model_entries())
+    return any(entry.get("id") == name for entry in catalog.model_entries())
 
 
 _UNITS = {"": 1, "k": 2**10, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}

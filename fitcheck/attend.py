@@ -16,7 +16,7 @@ class Attend(Rope):
         self, q: Buffer, k: Buffer, v: Buffer, heads: int, kv_heads: int, dim: int, out_dim: int,
         masked: bool = False,
     ) -> Buffer:  # fmt: skip
-        """The kernel: what it keeps, and its hidden workspace; dim is that of q and k, out_dim v's."""
+        """The kernel: what it keeps and hides; dim is that of queries and keys, out_dim v's."""
         s, tape, rows = self.setting, self.tape, self.rows
         kernel = s.kernel
         if kernel == "eager":
@@ -77,7 +77,7 @@ class Attend(Rope):
         self, q: Buffer, k: Buffer, v: Buffer, heads: int, kv_heads: int, out_dim: int
     ) -> Buffer:
         """eager_attention_forward of transformers: the scores are made whole, with a mask added."""
-        s, tape, rows = self.setting, self.tape, self.rows
+        tape, rows = self.tape, self.rows
         kind = v.size if self.flow.stepwise or self.flow.sinks else q.size
         length = self.tokens // rows
         if self.flow.wide_scores:

@@ -56,7 +56,7 @@ class Attention(Attend):
         return self.finish(q, k, v)
 
     def fused_split(self, x: Buffer) -> Buffer:
-        """One projection, then split or chunk, whose gradients are joined at once (gpt2, gpt_neox)."""
+        """One projection, then split or chunk: their gradients are joined at once (gpt2)."""
         fused = self.fused(x)
         q, k, v = self.tape.split(fused, self.shares(fused))
         q, k = self.rope(q, k)
@@ -105,7 +105,7 @@ class Attention(Attend):
             self.layout.attention,
             self.model.attention_bias.qkv,
         )
-        mla, heads, hidden = m.attention, m.num_attention_heads, m.hidden_size
+        mla, heads = m.attention, m.num_attention_heads
         rope, nope, value = (
             mla.qk_rope_head_dim or 0,
             mla.qk_nope_head_dim or 0,

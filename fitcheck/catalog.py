@@ -40,6 +40,7 @@ from fitcheck.names import (
 
 if TYPE_CHECKING:
     from fitcheck.records import CloudPrice, Method, RewardModel
+    from fitcheck.report import Error
 
 # os.path and not pathlib, whose import is a twentieth of an answer's time. Inside a wheel the data
 # lie beside the code, in a checkout one folder up.
@@ -139,19 +140,43 @@ def clouds() -> tuple[CloudPrice, ...]:
     return tuple(CloudPrice.from_json(row) for row in rows("clouds.json", "prices"))
 
 
+@cache
+def stated_error(method: str, rung: str) -> Error | None:
+    """The error that a Report states; None where no measurement of this method is recorded.
+
+    accuracy.json is written by `python -m fitcheck.accuracy --write`.
+    """
+    from fitcheck.report import Error
+
+    try:
+        found = read("accuracy.json").get(rung, {}).get(method)
+        error = Error(**found) if found else None
+    except (AttributeError, TypeError) as fault:
+        raise damaged("accuracy.json", str(fault)) from fault
+    if error and (not isinstance(error.relative, float) or not 0 <= error.relative < 1):
+        raise damaged("accuracy.json", f"relative is {error.relative!r}")
+    return error
+
+
 def find_model(text: str) -> Model:
     """The model a loose name means: `llama 3.1 8b`, `qwen3-8b`, `Qwen/Qwen3-8B`.
 
     Without a suffix the base model is meant, of the original vendor, in its newest release. Raises
     FitCheckError, naming the nearest three, when nothing fits or models of several sizes do.
     """
-    return model(find_entry(text, model_entries(), "model", "family"))
+    try:
+        return model(find_entry(text, model_entries(), "model", "family"))
+    except KeyError as fault:
+        raise damaged("models/index.json", f"a row without {fault}") from fault
 
 
 def find_reward_model(text: str) -> RewardModel:
     """The reward model a loose name means; FitCheckError as for find_model."""
     entries = rows("reward_models.json", "reward_models")
-    return _reward_model(find_entry(text, entries, "reward model", "base_model"))
+    try:
+        return _reward_model(find_entry(text, entries, "reward model", "base_model"))
+    except KeyError as fault:
+        raise damaged("reward_models.json", f"a row without {fault}") from fault
 
 
 def architecture(reward: RewardModel) -> Model:
@@ -172,6 +197,13 @@ def find_gpu(text: str, total_bytes: int | None = None) -> GPU:
     becomes the card's total. A laptop's card needs the word laptop. Raises FitCheckError, naming
     the nearest three, when nothing fits.
     """
+    try:
+        return _find_gpu(text, total_bytes)
+    except KeyError as fault:
+        raise damaged("gpus", f"a row without {fault}") from fault
+
+
+def _find_gpu(text: str, total_bytes: int | None) -> GPU:
     exact, other_sizes = matcher(text), list[Row]()
     for vendor in VENDORS:
         cards = rows(f"gpus/{vendor}.json", "gpus")

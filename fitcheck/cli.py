@@ -23,7 +23,7 @@ from fitcheck.table import columns
 EPILOG = """\
 fitcheck check llama-3.1-8b --gpu 4090 --method ppo --tuning qlora
 fitcheck check qwen3-8b --method inference --quant q4_k_m --context 32k
-fitcheck models llama --params 1b..13b      fitcheck gpus 4090      fitcheck machine
+fitcheck models llama --params 1b..13b    fitcheck gpus 4090    fitcheck machine
 """
 
 

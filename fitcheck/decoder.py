@@ -1,7 +1,8 @@
 """The decoder layer of each architecture, written as its own code is, on a Tape.
 
-The lines follow transformers' modeling code (llama, qwen3, gemma3, ...), so that a tensor which lives
-one line too long there lives one line too long here. flows.py says which methods a model_type uses.
+The lines follow transformers' modeling code (llama, qwen3, gemma3, ...), so that a tensor which
+lives one line too long there lives one line too long here. flows.py says which methods a model_type
+uses.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def notes(plan: Plan) -> list[str]:
         found.append(f"{plan.gpu.name}: unverified {plan.gpu.doubt}")
     training = plan.method != "inference"
     if training and plan.gpu.vendor in ("apple", "intel"):
-        found.append(f"training on {plan.gpu.vendor.title()} is not modelled: CUDA's figures stand in")
+        vendor = plan.gpu.vendor.title()
+        found.append(f"training on {vendor} is not modelled: CUDA's figures stand in")
     elif known := unknown_kernel(plan):
         found.append(known)
     if plan.model.params_vision_audio:

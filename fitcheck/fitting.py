@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from fitcheck import accuracy
+from fitcheck import catalog
 from fitcheck.answer import resolve_fields
 from fitcheck.decoder import covered
 from fitcheck.errors import FitCheckError
@@ -49,7 +49,7 @@ def fitting(models: Iterable[Model], **wishes: Any) -> Fitting:
             continue
         try:
             plan = Plan(model=model, **fields)
-            report = fit(plan, accuracy.stated(plan.method, "estimate"))
+            report = fit(plan, catalog.stated_error(plan.method, "estimate"))
         except FitCheckError as fault:
             if _is_short(model, fields):
                 too_short += 1

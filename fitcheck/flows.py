@@ -1,13 +1,13 @@
 """How each model_type runs, where it deviates from Llama: the architectures the estimate covers.
 
-A field names a method: norms.py, attention.py, mixture.py and decoder.py have them, each written as
-the architecture's own code in transformers 5.x is. How tensors are named and fused is in layouts.py.
+A field names a method: norms.py, rope.py, attention.py, mixture.py and decoder.py have them, each
+written as the architecture's own code in transformers 5.x is. layouts.py says how its tensors are
+named and fused.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
 
 # Names that PEFT's `all-linear` takes for those of stacked experts, where it adapts these.
 EXPERT_LINEARS = ("gate_proj", "up_proj", "down_proj")

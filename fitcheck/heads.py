@@ -1,7 +1,7 @@
 """What comes before and after the decoder layers: embedding, final norm, lm_head, and the losses.
 
-The losses are those of fitcheck/bench/steps: transformers' ForCausalLMLoss for SFT, log-probabilities
-of the response for PPO, GRPO and DPO, a score head for reward models and critics.
+The losses are those of fitcheck/bench/steps: transformers' ForCausalLMLoss for SFT,
+log-probabilities of the response for PPO, GRPO and DPO, a score head for reward models and critics.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TILE = (4096, 32768)  # tokens x vocabulary of one tile of `loss=fused` (TRL 1.1
 
 
 class Heads(Norms):
-    """Pieces that a Tape plays besides the layers; x is the last layer's output, in the stream's type."""
+    """Pieces that a Tape plays besides the layers; x is the last layer's output."""
 
     def logits(self, normed: Buffer, tokens: int) -> Buffer:
         """lm_head over `tokens` positions, scaled or softly capped where the model says so."""
@@ -39,8 +39,7 @@ class Heads(Norms):
         return self.linear("", "project_out", x, m.hidden_size, m.embedding_width)
 
     def cross_entropy(self, logits: Buffer, positions: int) -> Buffer:
-        """F.cross_entropy of fp32 logits: keeps the log-softmax; its backward makes it twice more."""
-        vocab = self.model.vocab_size
+        """F.cross_entropy of fp32 logits: keeps the log-softmax; backward makes it twice more."""
         log_softmax = self.keeping_output("log_softmax", logits)
         del logits
         return self.tape.op("nll", [log_softmax], 4 * positions, 4, saved=[log_softmax])
@@ -72,7 +71,7 @@ class Heads(Norms):
         return self.cross_entropy(shifted, self.tokens)  # logits and wide stay meanwhile
 
     def log_probs(self, x: Buffer) -> Buffer:
-        """Log-probabilities of the scored positions: every position's logits, then a slice of them."""
+        """Log-probabilities of the scored positions: all logits, then a slice of them."""
         m, positions = self.model, self.rows * self.scored
         normed = self.final(x)
         del x

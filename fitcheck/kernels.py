@@ -26,7 +26,7 @@ def cublas_workspace(gpu: GPU) -> int:
 
 
 def attention_kernel(gpu: GPU, dtype: str, masked: bool, dim: int, choice: str) -> str:
-    """The kernel that scaled_dot_product_attention picks: flash, cudnn, efficient, math or eager."""
+    """What scaled_dot_product_attention picks: flash, cudnn, efficient, math or eager."""
     if choice != "sdpa":
         return choice
     major = gpu.compute_capability[0] if gpu.compute_capability else 8
@@ -173,7 +173,7 @@ def _pow2(n: int) -> int:
 
 
 def embedding_backward(tokens: int, width: int, rows: int) -> int:
-    """embedding_dense_backward: sorted ids and partial sums above 3 072 tokens (EmbeddingBackwardKernel.cu)."""
+    """Sorted ids and partial sums, above 3 072 tokens: EmbeddingBackwardKernel.cu."""
     if tokens <= 3072:
         return 0
     distinct = min(tokens, rows)

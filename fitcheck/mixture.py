@@ -105,16 +105,20 @@ class Mixture(Block):
 
     def merged(self, inner: int, outer: int, rank: int) -> Buffer:
         """All experts with LoRA added (peft's ParamWrapper); kept for backward as a whole."""
-        s, tape, ranks = self.setting, self.tape, rank * self.moe.num_experts
-        a, b = (
-            tape.op("expert adapter", [], ranks * n * s.weight, s.weight,
-                    weight=ranks * n * s.adapter, cast=ranks * n * s.weight if s.adapter != s.weight else 0)
-            for n in (inner, outer)
-        )  # fmt: skip
-        bytes = self.moe.num_experts * inner * outer * s.weight
-        merged = tape.op("merged experts", [a, b], bytes, s.weight, saved=[a, b])
+        a, b = self.adapter_cast(inner, rank), self.adapter_cast(outer, rank)
+        size = self.setting.weight
+        bytes = self.moe.num_experts * inner * outer * size
+        merged = self.tape.op("merged experts", [a, b], bytes, size, saved=[a, b])
         self.weights += [a, b, merged]
         return merged
+
+    def adapter_cast(self, side: int, rank: int) -> Buffer:
+        """One factor of LoRA for all experts, in the type of their weights."""
+        s, elements = self.setting, rank * self.moe.num_experts * side
+        made, cast = elements * s.adapter, elements * s.weight if s.adapter != s.weight else 0
+        return self.tape.op(
+            "expert adapter", [], elements * s.weight, s.weight, weight=made, cast=cast
+        )
 
     def expert_bias(self, elements: int) -> Buffer | None:
         """gpt_oss: the bias of each visit's expert, gathered."""

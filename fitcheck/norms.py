@@ -54,7 +54,7 @@ class Norms(Block):
         )  # fmt: skip
 
     def layer_norm(self, x: Buffer, width: int, count: int) -> Buffer:
-        """torch's own layer_norm: keeps its input and two fp32 figures a vector; fp32 under autocast."""
+        """torch's own layer_norm, in fp32 under autocast."""
         return self.native_norm(self.cast(x, 4) if self.setting.autocast else x, width, count)
 
     def nemotron_norm(self, x: Buffer, width: int, count: int) -> Buffer:
@@ -64,6 +64,7 @@ class Norms(Block):
         )
 
     def native_norm(self, x: Buffer, width: int, count: int) -> Buffer:
+        """It keeps its input and two fp32 figures a vector."""
         s, size = self.setting, x.size
         stats = self.tape.new(8 * count, 4, name="norm statistics")
         return self.tape.op(

@@ -136,13 +136,12 @@ class Block:
 
     def bloom_gelu(self, x: Buffer) -> Buffer:
         """GeLUFunction: an autograd function of its own, whose formula runs in Python both ways."""
-        wide = 4 if self.setting.autocast else x.size
         return self.tape.op(
             "gelu", [x], x.bytes, x.size, saved=[x], during=3 * x.bytes, temporary=5 * x.bytes
         )
 
     def xielu(self, x: Buffer) -> Buffer:
-        """XIELUActivation in Python: (a x x + b x) or ((expm1(min(x, e)) - x) c + b x), by x's sign."""
+        """XIELUActivation, a formula: a x x + b x, or (expm1(min(x, e)) - x) c + b x below 0."""
         s, tape, n = self.setting, self.tape, x.bytes // x.size
         positive = tape.new(n, 1, name="sign")
         out = self.slope(x)
@@ -191,7 +190,7 @@ class Block:
         cached: bool = True,
         size: int = 0,
     ) -> Buffer:
-        """x @ W for `count` rows: what is kept is the input if W trains, W's cast if x needs a gradient."""
+        """x @ W for `count` rows: keeps the input if W trains, W's cast if x needs a gradient."""
         s, tape, n = self.setting, self.tape, inner * outer
         c = size or (s.compute if s.autocast or stored != "plain" else x.size)
         x = self.cast(x, c)
@@ -221,7 +220,7 @@ class Block:
     def linear(
         self, place: str, name: str, x: Buffer, inner: int, outer: int, bias: bool = False
     ) -> Buffer:
-        """A linear layer of the block, with its adapter when LoRA targets it (peft's Linear.forward)."""
+        """A linear layer, with its adapter when LoRA targets it (peft's Linear.forward)."""
         s = self.setting
         out = self.matmul(
             name, x, inner, outer, self.tokens, s.weight, s.trains, s.stored, bias,

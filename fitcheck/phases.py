@@ -132,7 +132,7 @@ def _rollout(scene: Scene) -> Iterator[Phase]:
 
 
 def _check_engine(scene: Scene) -> None:
-    """The engine's share holds a second copy of the weights and the cache of one sequence at least."""
+    """The engine's share holds a second copy of the weights and one sequence's cache at least."""
     plan = scene.plan
     share = int(plan.rollout_memory * plan.memory.total_bytes)
     width = BYTES[plan.compute_dtype]
@@ -142,7 +142,8 @@ def _check_engine(scene: Scene) -> None:
         raise FitCheckError(
             f"--rollout-memory {plan.rollout_memory} gives {plan.rollout} {share:,} B, less than "
             f"the {least:,} B of its own weights and one sequence's cache",
-            f"--rollout-memory {min(0.99, least / plan.memory.total_bytes + 0.02):.2f}, or --rollout transformers",
+            f"--rollout-memory {min(0.99, least / plan.memory.total_bytes + 0.02):.2f}, "
+            "or --rollout transformers",
         )
 
 
@@ -169,6 +170,4 @@ def _batch(tokens: int, name: str, width: int) -> Terms:
 def _cache(scene: Scene, rows: int, tokens: int, width: float) -> Terms:
     model = scene.plan.model
     size = memory.kv_cache(model, rows, tokens, width)
-    return (
-        Term("KV cache", "policy", size, lambda: memory.kv_why(model, rows, tokens, width)),
-    )
+    return (Term("KV cache", "policy", size, lambda: memory.kv_why(model, rows, tokens, width)),)

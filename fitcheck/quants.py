@@ -52,7 +52,7 @@ def weight_bytes(model: Model, quant: str) -> int:
 
 
 def _checkpoint(weight: Weight, quant: str) -> int:
-    """One tensor: block linears (and experts, where the format covers them) quantized, others 16 bit."""
+    """One tensor: block linears (experts too, where the format has them) quantized, else 16 bit."""
     elements = prod(weight.shape)
     if weight.kind not in ("linear", "expert"):
         return 2 * elements

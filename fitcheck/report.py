@@ -12,7 +12,7 @@ ALLOCATED, CACHED, OUTSIDE = "allocated", "cached", "outside"
 
 
 class Term(NamedTuple):
-    """Bytes of one thing: whose it is, and how they were computed (`why` is written when asked for).
+    """Bytes of one thing: whose it is, and how they were computed (`why`, written when asked for).
 
     place: allocated (torch.cuda.memory_allocated counts it), cached (only memory_reserved does), or
     outside (the CUDA context, paged states, an inference engine's share).
@@ -37,11 +37,11 @@ class Moment(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return sum(term.bytes for term in self.terms)
+        return sum([term.bytes for term in self.terms])
 
     def part(self, *places: str) -> int:
         """Bytes in some of the places: `part("allocated")`."""
-        return sum(term.bytes for term in self.terms if term.place in places)
+        return sum([term.bytes for term in self.terms if term.place in places])
 
 
 class Phase(NamedTuple):
@@ -54,6 +54,11 @@ class Phase(NamedTuple):
     @property
     def peak(self) -> Moment:
         return max(self.moments, key=lambda moment: moment.bytes)
+
+    @property
+    def bytes(self) -> int:
+        """Of the largest moment."""
+        return max([moment.bytes for moment in self.moments])
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -76,7 +81,7 @@ class Ram(NamedTuple):
 
 
 class Error(NamedTuple):
-    """How far off answers of this rung were, from recorded measurements: |predicted/measured - 1|."""
+    """How far off answers of this rung were, by recorded measurements: |predicted/measured - 1|."""
 
     relative: float
     percentile: int
@@ -99,7 +104,7 @@ class Report:
 
     @property
     def peak_phase(self) -> Phase:
-        return max(self.phases, key=lambda phase: phase.peak.bytes)
+        return max(self.phases, key=lambda phase: phase.bytes)
 
     @property
     def allocated_bytes(self) -> int:
@@ -114,7 +119,7 @@ class Report:
     @property
     def peak_bytes(self) -> int:
         """Everything the card must hold at the worst moment."""
-        return self.peak_phase.peak.bytes
+        return max([phase.bytes for phase in self.phases])
 
     @property
     def needed_bytes(self) -> int:

@@ -13,7 +13,7 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def roles(plan: Plan) -> dict[str, Role]:
-    """The models of a plan by role, in the order of the field: policy, reference, reward, critic."""
+    """The models of a plan by role, in the field's order: policy, reference, reward, critic."""
     if plan.method == "inference":
         stored = plan.quant if plan.quant in ("nf4", "int8") else "plain"
         return {"policy": Role("policy", plan.model, BYTES[plan.compute_dtype], stored=stored)}

@@ -1,4 +1,4 @@
-"""Rotary position embeddings (arXiv 2104.09864) of each architecture, as its own code is, on a Tape."""
+"""Rotary position embeddings (arXiv 2104.09864) of each architecture, on a Tape."""
 
 from __future__ import annotations
 

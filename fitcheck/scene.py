@@ -99,7 +99,7 @@ class Scene:
         head: str,
         steps: int,
     ) -> Iterator[Phase]:
-        """Forward, loss, backward and step of one role; gradients of `steps` micro-batches add up."""
+        """Forward, loss, backward, step of one role; gradients of `steps` micro-batches add up."""
         plan, who, how = self.plan, self.roles[role], self.setting(role)
         older = self.stays("gradients", who) if steps > 1 else ()
         stages = activations.update_stages(

@@ -62,17 +62,17 @@ class Buffer:
             del tape.names[id(self)]
 
 
-# One operation's backward: (out, inputs, saved, temporary, shares, weight, cast, name).
-# out is a tuple where one node made several (split). saved keeps Buffers alive; temporary is bytes
-# needed while it runs; shares passes the incoming gradient on without a copy (SAME: to inputs of its
-# shape, as add does; PARTS: a view of it to each, as cat does); weight is the bytes of the weight
-# gradient that it makes, cast what that takes before its cast to the weight's own type.
-Node = tuple["Edge | tuple[Edge, ...]", list[Edge], Sequence[Buffer], int, int, int, int, str]
+# One operation's backward: (outs, inputs, saved, temporary, shares, weight, cast, name).
+# outs: what it made, several where it split. saved keeps Buffers alive; temporary is bytes needed
+# while it runs; shares passes the incoming gradient on without a copy (SAME: to inputs like it, as
+# add does; PARTS: a view of it to each, as cat does); weight is the bytes of the weight gradient
+# that it makes, cast what that takes before its cast to the weight's own type.
+Node = tuple[tuple[Edge, ...], list[Edge], Sequence[Buffer], int, int, int, int, str]
 SAME, PARTS = 1, 2
 
 
 class Tape:
-    """Records a forward pass in bytes; `backward` plays it back. explain=True names what is alive."""
+    """Records a forward pass in bytes; `backward` plays it back; explain names what is alive."""
 
     __slots__ = (
         "accumulate",
@@ -120,7 +120,7 @@ class Tape:
         else:
             edge = Edge(bytes, size)
             out = Buffer(self, bytes, size, edge, name)
-            self.nodes.append((edge, edges, saved, temporary, shares, weight, cast, name))
+            self.nodes.append(((edge,), edges, saved, temporary, shares, weight, cast, name))
         if during:
             Buffer(self, during, 1, None, name)
         return out
@@ -129,7 +129,7 @@ class Tape:
         """Part of x, without memory of its own; its gradient is scattered into one of x's shape."""
         edge = Edge(bytes, x.size) if x.edge is not None else None
         if edge is not None and x.edge is not None:
-            self.nodes.append((edge, [x.edge], (), 0, 0, 0, 0, "slice"))
+            self.nodes.append(((edge,), [x.edge], (), 0, 0, 0, 0, "slice"))
         return Buffer(self, bytes, x.size, edge, x.name, base=x)
 
     def add_into(self, x: Buffer, y: Buffer) -> Buffer:
@@ -137,11 +137,11 @@ class Tape:
         edges = [b.edge for b in (x, y) if b.edge is not None]
         edge = Edge(x.bytes, x.size) if edges else None
         if edge is not None:
-            self.nodes.append((edge, edges, (), 0, SAME, 0, 0, "add_"))
+            self.nodes.append(((edge,), edges, (), 0, SAME, 0, 0, "add_"))
         return Buffer(self, x.bytes, x.size, edge, x.name, base=x)
 
     def split(self, x: Buffer, sizes: Sequence[int]) -> list[Buffer]:
-        """All of x in parts, as split and chunk give them: backward joins their gradients at once."""
+        """All of x in parts, as split and chunk give them: backward joins their gradients."""
         if x.edge is None:
             return [Buffer(self, bytes, x.size, None, x.name, base=x) for bytes in sizes]
         edges = tuple(Edge(bytes, x.size) for bytes in sizes)
@@ -149,24 +149,18 @@ class Tape:
         return [Buffer(self, edge.bytes, x.size, edge, x.name, base=x) for edge in edges]
 
     def backward(self, end: Edge | None) -> None:
-        """Run the nodes backwards as the engine does: the latest first, once its gradient is there."""
+        """Run the nodes backwards as the engine does: the latest first, with its gradient."""
         if end is None:
             return
         flowing = {end: Buffer(self, end.bytes, end.size, None, "gradient")}
         while self.nodes:
-            made_by, inputs, saved, temporary, shares, weight, cast, name = self.nodes.pop()
-            if type(made_by) is tuple:
-                parts = [flowing.pop(edge) for edge in made_by if edge in flowing]
-                gradient = parts[0] if parts else None
-            else:
-                parts = ()
-                gradient = flowing.pop(made_by, None)
-            if gradient is None:
+            outs, inputs, saved, temporary, shares, weight, cast, name = self.nodes.pop()
+            parts = [flowing.pop(edge) for edge in outs if edge in flowing]
+            if not parts:
                 continue
+            gradient = parts[0]
             during = Buffer(self, temporary, 1, None, name) if temporary else None
-            made = (
-                Buffer(self, cast or weight, 1, None, name + " weight gradient") if weight else None
-            )
+            made = Buffer(self, cast or weight, 1, None, "weight gradient") if weight else None
             for edge in inputs:
                 same = (
                     shares
@@ -179,7 +173,7 @@ class Tape:
             del gradient, parts, during, saved
             if made is not None:
                 if cast:
-                    made = Buffer(self, weight, 1, None, name + " weight gradient")
+                    made = Buffer(self, weight, 1, None, "weight gradient")
                 if not self.accumulate:
                     self.grads.append(made)
                 made = None

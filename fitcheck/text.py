@@ -11,6 +11,7 @@ from fitcheck.plan import Plan
 from fitcheck.report import ALLOCATED, OUTSIDE, Moment, Phase, Report, Term
 
 GIB = 2**30
+LEAST = GIB // 20  # what is smaller would print as 0.0 GiB
 WORDS = {"fits": ("✓", "FITS"), "tight": ("≈", "TIGHT"), "does-not-fit": ("✗", "DOES NOT FIT")}
 COLOURS = {"fits": "32", "tight": "33", "does-not-fit": "31"}
 FILLS, REST = "█▓▒░▞▚", "▪"  # components of the bar, the largest first, and all others
@@ -102,7 +103,7 @@ def components(moment: Moment) -> list[tuple[str, list[str], int]]:
 def drawn(moment: Moment) -> list[tuple[str, list[str], int]]:
     """The components that bar and legend tell apart: six at most, none that prints as 0.0."""
     parts = components(moment)[: len(FILLS)]
-    return [part for part in parts if part[2] >= GIB // 20] or parts[:1]
+    return [part for part in parts if part[2] >= LEAST] or parts[:1]
 
 
 def bar(report: Report, width: int) -> list[str]:
@@ -139,9 +140,8 @@ def at_peak(report: Report, width: int) -> list[str]:
     lines = [f"At the peak{'GiB':>{names + roles + sizes - 3}}"]
     for fill, name, whose, size in parts:
         share = f"{100 * size / max(1, moment.bytes):4.0f} %"
-        lines.append(
-            f"  {fill} {_cut(name, names):<{names}}  {_cut(whose, roles):<{roles}}  {gib(size):>{sizes}} {share}"
-        )
+        what, whose = _cut(name, names).ljust(names), _cut(whose, roles).ljust(roles)
+        lines.append(f"  {fill} {what}  {whose}  {gib(size):>{sizes}} {share}")
     return lines
 
 
@@ -168,9 +168,9 @@ def phase_table(report: Report, width: int) -> list[str]:
     def line(name: str, cells: list[str]) -> str:
         return f"{name:<{names}}" + "".join(map(str.rjust, cells, rooms))
 
-    lines = [line(title, titles)]
+    lines, peak = [line(title, titles)], report.peak_phase
     for phase, row in zip(report.phases, rows, strict=True):
-        lines.append(line(phase.name, row) + (" ◀" if phase is report.peak_phase else ""))
+        lines.append(line(phase.name, row) + (" ◀" if phase is peak else ""))
     return lines
 
 
@@ -179,20 +179,25 @@ def _sum(terms: Iterable[Term]) -> int:
 
 
 def footnotes(report: Report, width: int) -> list[str]:
-    """Regime, memory of card and host, rung and error, and what is not modelled."""
-    plan, ram = report.plan, report.ram
-    lines = [("Regime", regime(plan)), ("Card", plan.memory.why)]
-    need = f"{gib(ram.peak_bytes)} GiB ({ram.phase})"
-    if ram.usable_bytes is None:
-        lines.append(("RAM", f"needs {need}; the pretended card's host is unknown (--ram)"))
-    else:
-        lines.append(("RAM", f"needs {need} of {gib(ram.usable_bytes)} GiB: {ram.verdict}"))
-    lines.append(("Source", rung(report)))
-    lines += [("Note", note) for note in report.notes]
+    """What stands behind the answer, a label and its text each."""
     found = []
-    for label, text in lines:
+    for label, text in facts(report):
         found += textwrap.wrap(text, width, initial_indent=f"{label:<8}", subsequent_indent=" " * 8)
     return found
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """Regime, memory of card and host, rung and error, and what is not modelled."""
+    plan, ram = report.plan, report.ram
+    need = f"needs {gib(ram.peak_bytes)} GiB ({ram.phase})"
+    if ram.usable_bytes is None:
+        host = f"{need}; the pretended card's host is unknown (--ram)"
+    else:
+        words = "fits" if ram.verdict == "fits" else "does not fit"
+        host = f"{need} of {gib(ram.usable_bytes)} GiB: {words}"
+    lines = [("Regime", regime(plan)), ("Card", plan.memory.why), ("RAM", host)]
+    lines.append(("Source", rung(report)))
+    return lines + [("Note", note) for note in report.notes]
 
 
 def regime(plan: Plan) -> str:
@@ -225,7 +230,8 @@ def rung(report: Report) -> str:
 
 def explanation(report: Report, width: int) -> list[str]:
     """Every term of every phase's largest moment, with its formula."""
-    lines = ["How it was computed (terms of each phase's largest moment)"]
+    title = "How it was computed: the terms of each phase's largest moment, each said once"
+    lines = textwrap.wrap(title, width)
     seen: set[tuple[str, str, int]] = set()
     for phase in report.phases:
         lines.append(f"{phase.name}: {phase.peak.name}")
@@ -260,15 +266,17 @@ def _allocated(phase: Phase) -> int:
 def markdown(report: Report) -> str:
     """The same answer for an issue or a chat."""
     glyph, words = WORDS[report.verdict]
-    rows = "\n".join(
-        f"| {name} | {', '.join(roles)} | {gib(size)} |"
-        for name, roles, size in components(report.peak_phase.peak)
-    )
+    moment = report.peak_phase.peak
+    parts = [part for part in components(moment) if part[2] >= LEAST]
+    if rest := moment.bytes - sum(size for _, _, size in parts):
+        parts.append(("everything else", [], rest))
+    rows = "\n".join(f"| {name} | {', '.join(who)} | {gib(size)} |" for name, who, size in parts)
     phases = "\n".join(_phase_row(phase) for phase in report.phases)
-    notes = "\n".join(f"- {line}" for line in (regime(report.plan), rung(report), *report.notes))
+    notes = "\n".join(f"- {label}: {text}" for label, text in facts(report))
     return (
-        f"**{headline(report.plan)}**\n\n{glyph} **{words}**: {gib(report.peak_bytes)} GiB at the "
-        f"worst moment ({report.peak_phase.name}), {gib(report.usable_bytes)} GiB usable\n\n"
+        f"**{headline(report.plan)}**\n\n{glyph} **{words}**: {_by_how_much(report)}; "
+        f"needs {gib(report.peak_bytes)} GiB in {report.peak_phase.name} ({moment.name}), "
+        f"{gib(report.usable_bytes)} GiB usable\n\n"
         f"| at the peak | role | GiB |\n|---|---|---:|\n{rows}\n\n"
         f"| phase | GiB |\n|---|---:|\n{phases}\n\n{notes}\n"
     )

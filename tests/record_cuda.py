@@ -42,7 +42,8 @@ PLANS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("meta-llama/Llama-3.2-1B", 3, {"method": "sft", "sequence": 4096, "batch": 1}),
     (
         *("meta-llama/Llama-3.2-1B", 3),
-        {"method": "sft", "precision": "bf16", "tuning": "lora", "checkpointing": False, "batch": 2},
+        {"method": "sft", "precision": "bf16", "tuning": "lora", "batch": 2}
+        | {"checkpointing": False},
     ),
     (
         *("Qwen/Qwen2.5-1.5B", 2),
@@ -203,6 +204,7 @@ OPERATORS: dict[str, Callable[[str], Callable[[], Any]]] = {
     "sum over 4096 tokens": _sum(4096, 4096, dims=0),
     "sum over tokens, fp32": _sum(1, 2048, 896, dims=(0, 1), dtype=fp32),
     "sum over many tokens, fp32": _sum(8192, 1024, dims=0, dtype=fp32),
+    "sum of more than 32-bit indices reach": _sum(70_000, 16_384, dims=0),
     "sum of an odd width": _sum(5000, 130, dims=0, dtype=fp32),
     "sum along rows": _sum(2, 512, 1024, dims=-1, dtype=fp32),
     "sum of a vector": _sum(100_000, dims=0, dtype=fp32),
@@ -220,9 +222,8 @@ OPERATORS: dict[str, Callable[[str], Callable[[], Any]]] = {
     "AdamW, foreach": _adam,
     "two gradients of one tensor": _meeting_gradients,
     **{
-        f"attention {dtype} {shape} {'mask' if masked else 'causal'} {'back' if back else ''}".strip(): (
-            attention_case(dtype, shape, masked, back)
-        )
+        f"{'backward' if back else 'forward'} of {str(dtype)[6:]} attention {shape}"
+        + (", masked" if masked else ""): attention_case(dtype, shape, masked, back)
         for dtype in (bf16, fp32)
         for shape in (
             (2, 8, 8, 128, 64),
@@ -253,7 +254,7 @@ def kernel_grid() -> Iterator[tuple[Any, ...]]:
 
 
 def record_kernels() -> str:
-    """A digit for each of `kernel_grid`: torch's SDPBackend (0 math, 1 flash, 2 efficient, 3 cuDNN)."""
+    """A digit for each of `kernel_grid`, of SDPBackend: 0 math, 1 flash, 2 efficient, 3 cuDNN."""
     digits = []
     for dtype, width, groups, tokens, keys, masked, causal, gradient in kernel_grid():
         query = _on("cuda", 2, 8, tokens, width, dtype=dtype).requires_grad_(gradient)
@@ -338,8 +339,7 @@ def main() -> None:
             "sms": torch.cuda.get_device_properties(0).multi_processor_count,
             "operators": {name: record_operator(case) for name, case in OPERATORS.items()},
             "steps": [
-                {"model": name, "layers": layers, "knobs": knobs}
-                | {"peaks": run_alone(number)}
+                {"model": name, "layers": layers, "knobs": knobs} | {"peaks": run_alone(number)}
                 for number, (name, layers, knobs) in enumerate(PLANS)
             ],
         }

@@ -125,11 +125,11 @@ def test_what_is_not_covered_is_shown_and_counts_for_nothing(
 def test_a_report_states_it(found: list[accuracy.Comparison]) -> None:
     summary = accuracy.summary(found)["estimate"]
     for method in METHODS:
-        error = accuracy.stated(method, "estimate")
+        error = catalog.stated_error(method, "estimate")
         assert (error is not None) == (method in summary)
         if error:
             assert error.relative == summary[method]["relative"]
-    assert accuracy.stated("sft", "measured") is None
+    assert catalog.stated_error("sft", "measured") is None
 
 
 def test_write(
@@ -222,11 +222,11 @@ def test_a_damaged_accuracy_file_is_named(
 ) -> None:
     (tmp_path / "accuracy.json").write_text(content)
     monkeypatch.setattr(catalog, "ROOT", tmp_path)
-    for cached in (catalog.read, accuracy.stated):
+    for cached in (catalog.read, catalog.stated_error):
         cached.cache_clear()
     try:
         with pytest.raises(FitCheckError, match=r"accuracy\.json is damaged"):
-            accuracy.stated("sft", "estimate")
+            catalog.stated_error("sft", "estimate")
     finally:
-        for cached in (catalog.read, accuracy.stated):
+        for cached in (catalog.read, catalog.stated_error):
             cached.cache_clear()

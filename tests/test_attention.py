@@ -1,4 +1,4 @@
-"""Attention on meta tensors: the kernel CUDA picks, and nothing that such a kernel would not make."""
+"""Attention on meta tensors: the kernel that CUDA picks, and what that kernel makes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def tensors(
     batch, heads, tokens, width = shape
     query = torch.empty(shape, device="meta", **options)
     shape = (batch, groups or heads, keys or tokens, width)
-    return query, torch.empty(shape, device="meta", **options), torch.empty(
-        shape, device="meta", **options
+    return (
+        query,
+        torch.empty(shape, device="meta", **options),
+        torch.empty(shape, device="meta", **options),
     )
 
 
@@ -91,7 +93,9 @@ def test_only_meta_tensors_are_redirected() -> None:
     query = torch.randn(1, 2, 8, 4)
     want = F.scaled_dot_product_attention(query, query, query, is_causal=True)
     with attention.as_on_cuda((8, 0)):
-        assert torch.equal(F.scaled_dot_product_attention(query, query, query, is_causal=True), want)
+        assert torch.equal(
+            F.scaled_dot_product_attention(query, query, query, is_causal=True), want
+        )
 
 
 def test_pytorch_is_as_before_afterwards() -> None:

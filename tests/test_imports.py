@@ -52,3 +52,14 @@ def test_a_check_of_catalog_names_loads_nothing_heavy(output: list[str]) -> None
     )
     assert "fitcheck" in loaded
     assert loaded & HEAVY == set()
+
+
+def test_a_check_loads_no_other_verb() -> None:
+    code = "import sys; from fitcheck.cli import main; main(); print(*sys.modules, file=sys.stderr)"
+    run = subprocess.run(
+        [sys.executable, "-c", code, *QUESTION], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
+    loaded = set(run.stderr.split())
+    assert "fitcheck.text" in loaded
+    others = {"accuracy", "fitting", "listing", "machine", "records", "worker"}
+    assert loaded & {f"fitcheck.{name}" for name in others} == set()

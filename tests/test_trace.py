@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from typing import Any
 
@@ -12,7 +11,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from fitcheck.bench import loops  # noqa: E402
 from fitcheck.bench import trace as tracing  # noqa: E402
 from fitcheck.bench.allocator import Allocator, replay  # noqa: E402
 from fitcheck.bench.attention import as_on_cuda  # noqa: E402
@@ -46,7 +44,6 @@ def test_operator_needs_what_it_needs_on_cuda(name: str) -> None:
     with as_on_cuda(CARD.capability), tracer:
         call = OPERATORS[name]("meta")
         call()
-        gc.collect()
         begin = len(tracer.events)
         call()
         end = len(tracer.events)
@@ -66,12 +63,99 @@ def peaks(traced: tracing.Trace) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.parametrize("number", range(len(PLANS)), ids=lambda n: f"{n}-{PLANS[n][2]['method']}")
 def test_step_peaks_as_on_cuda(number: int) -> None:
+    """Reserved bytes are equal; allocated ones too, but for a handful of scalars.
+
+    1e-4 in a phase: clip_grad_norm_ cannot run its foreach kernels on meta, which need a little.
+    """
     recorded = RECORDED["steps"][number]
     name, layers, knobs = PLANS[number]
     assert (recorded["model"], recorded["layers"], recorded["knobs"]) == (name, layers, knobs)
-    found = peaks(tracing.trace(plan_of(name, layers, knobs)))
-    assert list(found) == list(recorded["peaks"])
-    for phase, (allocated, _) in recorded["peaks"].items():
-        assert found[phase][0] == pytest.approx(allocated, rel=1e-3), phase
-    reserved = max(reserved for _, reserved in recorded["peaks"].values())
-    assert max(reserved for _, reserved in found.values()) == pytest.approx(reserved, rel=1e-2)
+    want, found = recorded["peaks"], peaks(tracing.trace(plan_of(name, layers, knobs)))
+    assert list(found) == list(want)
+    for phase, (allocated, _) in want.items():
+        assert found[phase][0] == pytest.approx(allocated, rel=1e-4), phase
+    allocated, reserved = (max(peak[i] for peak in found.values()) for i in (0, 1))
+    assert allocated == pytest.approx(max(peak[0] for peak in want.values()), abs=4096)
+    assert reserved == max(peak[1] for peak in want.values())
+
+
+def small(**knobs: Any) -> Any:
+    """A plan of two layers that is traced in a moment."""
+    return plan_of("Qwen/Qwen2.5-0.5B", 2, {"precision": "bf16"} | knobs)
+
+
+@pytest.fixture(scope="module")
+def rollout() -> tracing.Trace:
+    return tracing.trace(small(method="ppo", prompt=20, response=60, batch=4, micro_batch=4))
+
+
+def test_every_allocation_is_made_once_and_freed_once(rollout: tracing.Trace) -> None:
+    alive: set[int] = set()
+    for size, name in rollout.events:
+        if size > 0:
+            assert name not in alive
+            alive.add(name)
+        else:
+            alive.remove(name)
+    assert len(rollout.made_by) == len(rollout.where)
+
+
+def test_generated_decode_steps_are_those_that_would_be_traced(
+    rollout: tracing.Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "DECODE_STEPS", 10**9)
+    whole = tracing.trace(rollout.plan)
+    assert len(whole.events) > len(rollout.events)  # small passing tensors are not generated
+    assert peaks(whole) == peaks(rollout)
+
+
+def test_remembered_shapes_change_nothing(
+    rollout: tracing.Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tracer, "made", lambda self, func, args, kwargs: func(*args, **kwargs))
+    assert tracing.trace(rollout.plan).events == rollout.events
+
+
+def test_who_holds_a_peak(rollout: tracing.Trace) -> None:
+    at = rollout.peaks()[1, "update.policy.backward"]
+    (held,) = rollout.held([at])
+    sizes: dict[int, int] = {}
+    for size, name in rollout.events[: at + 1]:
+        sizes[name] = -(-size // 512) * 512
+    assert sum(held.values()) == sum(sizes.values())
+    weights = 2 * rollout.plan.model.params
+    named = {(h.role, h.kind): size for h, size in held.items() if h.role}
+    assert named["policy", "weights"] == pytest.approx(weights, rel=1e-4)  # blocks of 512 bytes
+    assert named["reference", "weights"] == named["policy", "weights"]
+    assert named["policy", "optimizer states"] == 2 * named["policy", "weights"]
+
+
+def test_allocations_name_their_module(rollout: tracing.Trace) -> None:
+    named = {rollout.maker(name) for name in range(1, len(rollout.made_by))}
+    assert "aten.silu.default in policy.model.layers.1.mlp.act_fn" in named
+
+
+def test_padding_makes_a_mask_of_tokens_by_tokens() -> None:
+    """transformers asks a mask on meta whether all of it is true."""
+    square = 200 * 200
+    for padding, masked in (("padded", True), ("none", False)):
+        plan = small(method="sft", sequence=200, batch=1, padding=padding)
+        traced = tracing.trace(plan, 1)
+        assert any(size == square for size, _ in traced.events) == masked
+
+
+def test_packed_rows_are_not_seen_where_there_are_none() -> None:
+    """transformers asks positions whether they are of one sequence; else it would make a mask."""
+    traced = tracing.trace(small(method="sft", sequence=200, batch=2, micro_batch=2), 1)
+    assert all(size != 2 * 200 * 200 for size, _ in traced.events)
+
+
+def test_cublas_takes_its_workspace_once_for_each_thread(rollout: tracing.Trace) -> None:
+    assert rollout.made_by.count("cublas") == 2  # forward, and autograd's own
+
+
+def test_progress_names_the_phases() -> None:
+    said: list[str] = []
+    tracing.trace(small(method="sft", sequence=64, batch=1), 1, said.append)
+    wanted = ["load", "update.forward", "update.loss", "update.backward", "update.step"]
+    assert said == wanted

@@ -18,7 +18,7 @@ from fitcheck.bench.quantized import NF4Linear
 from fitcheck.plan import Plan
 
 
-class LoraNF4(LoraLinear):
+class LoraNF4(LoraLinear):  # type: ignore[misc]
     """An adapter on our NF4Linear, with the casts and the copy of PEFT's own Linear4bit."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

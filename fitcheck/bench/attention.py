@@ -49,9 +49,9 @@ def kernel(
     half = query.dtype in (torch.bfloat16, torch.float16)
     ampere = capability >= (8, 0)
     # check_prefer_cudnn_attention: Hopper and data-centre Blackwell put cuDNN first.
-    if capability[0] in (9, 10) and half and head_dim % 8 == 0 and keys > 1:
-        if head_dim <= (256 if capability[0] == 9 else 128) and same:
-            return CUDNN
+    widest = {9: 256, 10: 128}.get(capability[0], 0)
+    if half and same and head_dim % 8 == 0 and head_dim <= widest and keys > 1:
+        return CUDNN
     flash = half and ampere and same and not masked and head_dim <= 256
     if causal and tokens != keys:
         flash = False
@@ -86,7 +86,7 @@ def implementation(attention: str) -> str:
 @contextmanager
 def as_on_cuda(capability: tuple[int, int]) -> Iterator[None]:
     """Run `F.scaled_dot_product_attention` on meta tensors as that compute capability does."""
-    real = F.scaled_dot_product_attention
+    real: Any = F.scaled_dot_product_attention
 
     def scaled_dot_product_attention(
         query: Tensor,
@@ -98,21 +98,24 @@ def as_on_cuda(capability: tuple[int, int]) -> Iterator[None]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Any:
-        options = (attn_mask, dropout_p, is_causal, scale)
+        tensors = (query, key, value)
+        options = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal}
         if torch._C._is_torch_function_mode_enabled():  # mixed precision on meta casts here
-            own = scaled_dot_product_attention
-            tensors = (query, key, value)
-            return handle_torch_function(own, tensors, *tensors, *options, enable_gqa)
+            own: Any = scaled_dot_product_attention
+            options |= {"scale": scale, "enable_gqa": enable_gqa}
+            return handle_torch_function(own, tensors, *tensors, **options)
         if not query.is_meta:
-            return real(query, key, value, *options[:3], scale=scale, enable_gqa=enable_gqa)
-        return _attention(capability, query, key, value, *options)
+            return real(*tensors, **options, scale=scale, enable_gqa=enable_gqa)
+        return _attention(capability, *tensors, attn_mask, dropout_p, is_causal, scale)
 
-    F.scaled_dot_product_attention = scaled_dot_product_attention  # type: ignore[assignment]
-    softmax, F.softmax = F.softmax, _softmax  # type: ignore[assignment]
+    functions: Any = F
+    softmax = functions.softmax
+    functions.scaled_dot_product_attention = scaled_dot_product_attention
+    functions.softmax = _softmax
     try:
         yield
     finally:
-        F.scaled_dot_product_attention, F.softmax = real, softmax
+        functions.scaled_dot_product_attention, functions.softmax = real, softmax
 
 
 _real_softmax = F.softmax
@@ -177,13 +180,14 @@ def _math(
     Its own code, since PyTorch adds the mask out of place while a dispatch mode is active.
     """
     dtype, tokens, keys = query.dtype, query.shape[-2], key.shape[-2]
-    if dtype in (torch.bfloat16, torch.float16):
-        query, key, value = query.float(), key.float(), value.float()
+    wide = [t.float() if t.element_size() == 2 else t for t in (query, key, value)]
     root = (query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
-    query = query * root
+    query = wide[0] * root
     if causal:
-        every = dict(dtype=torch.bool, device=query.device)
-        mask = _additive(torch.ones(tokens, keys, **every).tril(), query.dtype)
+        every = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril()
+        mask = _additive(every, query.dtype)
+        del every
+    _, key, value = wide
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -195,12 +199,12 @@ def _math(
         scores = F.dropout(scores, dropout)
     weights = scores.to(dtype)  # the operator's second result: made first, and dropped at its end
     out = torch.matmul(scores, value).to(dtype)
-    del weights
+    del weights, wide
     return out
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of booleans as zeros and minus infinities: convert_boolean_attn_mask in attention.cpp."""
+    """Zero where a mask of booleans is true, else minus infinity: convert_boolean_attn_mask."""
     never = torch.full((), float("-inf"), dtype=dtype, device=mask.device)
     return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), never)
 
@@ -240,8 +244,8 @@ def _unpadded(
         return _flash(query, key, value, None, tokens, keys, dropout, causal, scaling), None
     if ends is not None:  # packed rows need no copies
         longest = kwargs["max_length_q"]
-        flat = [t.reshape(-1, *t.shape[2:]) for t in (query, key, value)]
-        out = _flash(*flat, (ends, ends), longest, longest, dropout, causal, scaling)
+        query, key, value = (t.reshape(-1, *t.shape[2:]) for t in (query, key, value))
+        out = _flash(query, key, value, (ends, ends), longest, longest, dropout, causal, scaling)
         return out.view(rows, tokens, heads, width), None
     real = torch.empty(rows * keys, dtype=torch.int64, device=key.device)
     ends = torch.empty(rows + 1, dtype=torch.int32, device=key.device)

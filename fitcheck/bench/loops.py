@@ -7,21 +7,24 @@ allocator keeps the holes that each round leaves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fitcheck.bench.tracer import Tracer
 
 SMALL_POOL = 2**20  # kSmallSize: requests up to it never take from the segments of larger ones
 
 
-def alike(tracer: Tracer, first: int, second: int, end: int) -> bool:
-    """Whether the events [first, second) and [second, end) allocate and free in the same order."""
+def alike(tracer: Tracer, bounds: Sequence[int]) -> bool:
+    """Whether two rounds, given by three indices of events, allocate and free in one order."""
+    first, second, end = bounds
     events = tracer.events
     return [size > 0 for size, _ in events[first:second]] == [
         size > 0 for size, _ in events[second:end]
     ]
 
 
-def extend(tracer: Tracer, first: int, second: int, end: int, count: int) -> None:
-    """Append `count` rounds like those in the events [first, second) and [second, end).
+def extend(tracer: Tracer, bounds: Sequence[int], count: int) -> None:
+    """Append `count` rounds like the two that three indices of events bound.
 
     What grew from the one to the other goes on growing by as much. What the last round freed of
     itself, or of the round before it, each new one frees likewise. Tensors of the small pool that a
@@ -29,6 +32,7 @@ def extend(tracer: Tracer, first: int, second: int, end: int, count: int) -> Non
     """
     if count < 1:
         return
+    first, second, end = bounds
     events, made_by, where = tracer.events, tracer.made_by, tracer.where
     before, last = events[first:second], events[second:end]
     place_before = {name: place for place, (size, name) in enumerate(before) if size > 0}
@@ -42,7 +46,7 @@ def extend(tracer: Tracer, first: int, second: int, end: int, count: int) -> Non
     small = {
         name
         for _, size, growth, name in whole
-        if name in ended and 0 < size and size + count * growth <= SMALL_POOL
+        if name in ended and size > 0 and size + count * growth <= SMALL_POOL
     }
     brief = [step for step in whole if step[3] not in small]
     previous = traced = {place: name for name, place in place_of.items()}

@@ -125,24 +125,29 @@ class Together:
             part.zero_grad(set_to_none)
 
 
-class _Kernel(torch.optim.Optimizer):
+class _Kernel:
     """An optimizer whose update of a parameter is one kernel, which takes no memory."""
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float = LEARNING_RATE) -> None:
-        super().__init__(parameters, {"lr": lr})
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": parameters, "lr": LEARNING_RATE}]
+        self.state: dict[nn.Parameter, dict[str, Any]] = {}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state |= self.states(parameter)
-                if not parameter.is_meta:
-                    state["steps"] = state.get("steps", 0) + 1
-                    self.update(parameter, parameter.grad.float(), state, group["lr"])
+    def step(self) -> None:
+        group = self.param_groups[0]
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter not in self.state:
+                self.state[parameter] = {**self.states(parameter), "steps": 0}
+            state = self.state[parameter]
+            state["steps"] += 1
+            if not parameter.is_meta:
+                self.update(parameter, parameter.grad.float(), state, group["lr"])
 
     def states(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """What is kept for a parameter from its first update on."""
@@ -264,17 +269,17 @@ def _muon_for(plan: Plan) -> Maker:
 
 def _adamw_8bit(parameters: list[nn.Parameter]) -> Optimizer:
     bnb = _bitsandbytes(parameters)
-    return bnb.AdamW8bit(parameters, **_PLAIN) if bnb else AdamW8bit(parameters)  # type: ignore[no-any-return]
+    return bnb.AdamW8bit(parameters, **_PLAIN) if bnb else AdamW8bit(parameters)
 
 
 def _paged_adamw_8bit(parameters: list[nn.Parameter]) -> Optimizer:
     bnb = _bitsandbytes(parameters)
-    return bnb.PagedAdamW8bit(parameters, **_PLAIN) if bnb else AdamW8bit(parameters, paged=True)  # type: ignore[no-any-return]
+    return bnb.PagedAdamW8bit(parameters, **_PLAIN) if bnb else AdamW8bit(parameters, paged=True)
 
 
 def _lion(parameters: list[nn.Parameter]) -> Optimizer:
     bnb = _bitsandbytes(parameters)
-    return bnb.Lion(parameters, **_PLAIN) if bnb else Lion(parameters)  # type: ignore[no-any-return]
+    return bnb.Lion(parameters, **_PLAIN) if bnb else Lion(parameters)
 
 
 _PLAIN = {"lr": LEARNING_RATE, "weight_decay": 0.0}

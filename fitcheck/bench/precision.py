@@ -68,11 +68,11 @@ class MetaAutocast(TorchFunctionMode):
         self.outer = MetaAutocast.current
         self.casts = self.outer.casts if self.outer else {}
         MetaAutocast.current = self
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *fault: object) -> None:
-        super().__exit__(*fault)
+        super().__exit__(*fault)  # type: ignore[no-untyped-call]
         MetaAutocast.current, self.outer, self.casts = self.outer, None, {}
 
     def __torch_function__(

@@ -86,7 +86,7 @@ def _bitsandbytes(
         layer.weight = bnb.nn.Params4bit(weight, False, quant_type="nf4", module=layer)
     else:
         layer.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False)
-    layer.bias = bias
+    layer.bias = bias  # type: ignore[assignment]
     layer._is_hf_initialized = True
     return layer.to(weight.device)  # type: ignore[no-any-return]
 
@@ -113,12 +113,16 @@ class _Quantized(nn.Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
         self.compute = compute
-        self.bias = bias
+        self.bias = bias  # type: ignore[assignment]
         self._is_hf_initialized = True
 
 
 class NF4Linear(_Quantized):
     """bitsandbytes' Linear4bit with double quantization: 0.516 bytes a weight."""
+
+    absmax: Tensor
+    scale: Tensor
+    offset: Tensor
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, compute: torch.dtype) -> None:
         super().__init__(weight, bias, compute)
@@ -133,13 +137,14 @@ class NF4Linear(_Quantized):
     def forward(self, x: Tensor) -> Tensor:
         given, x = x.dtype, x.to(self.compute)
         if torch.is_grad_enabled() and x.requires_grad:
-            return _NF4Product.apply(x, self).to(given)  # type: ignore[no-any-return]
+            return _NF4Product.apply(x, self).to(given)  # type: ignore[no-any-return,no-untyped-call]
         return self.product(x).to(given)
 
     def product(self, x: Tensor) -> Tensor:
         """x @ weight.T + bias; a few tokens go without the weight in 16 bit."""
         if x.shape[:-1].numel() < FUSED_TOKENS:
-            return nf4_product(x, self.weight, self.absmax, self.scale, self.offset, self.bias)
+            quantized = (self.weight, self.absmax, self.scale, self.offset)
+            return nf4_product(x, *quantized, self.bias)  # type: ignore[no-any-return]
         absmax = dequantize_absmax(self.absmax, self.scale)
         total = absmax + self.offset
         return F.linear(x, dequantize_nf4(self.weight, total, *self._shape), self.bias)
@@ -147,7 +152,7 @@ class NF4Linear(_Quantized):
     def dequantized(self) -> Tensor:
         """The weight [out, in] in the compute type."""
         absmax = dequantize_absmax(self.absmax, self.scale).add_(self.offset)
-        return dequantize_nf4(self.weight, absmax, *self._shape)
+        return dequantize_nf4(self.weight, absmax, *self._shape)  # type: ignore[no-any-return]
 
     @property
     def _shape(self) -> tuple[int, int, torch.dtype]:
@@ -174,6 +179,8 @@ class Int8Linear(_Quantized):
     weights make none, and they take little.
     """
 
+    scale: Tensor
+
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, compute: torch.dtype) -> None:
         super().__init__(weight, bias, compute)
         quantized, scale = quantize_rows(weight.half())
@@ -183,14 +190,14 @@ class Int8Linear(_Quantized):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         half = flat.to(torch.float16)
-        outliers = half.abs() >= OUTLIER
         quantized, scale = quantize_rows(half)
+        outliers = half.abs() >= OUTLIER
         del half, outliers
         product = torch._int_mm(quantized, self.weight.t())
         out = dequantize_product(product, scale, self.scale).to(x.dtype)
         if self.bias is not None:
             out = out.add_(self.bias)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
 def _quantize_nf4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

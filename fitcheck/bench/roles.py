@@ -133,11 +133,11 @@ class _Builder:
         trained = _trained(policy)
         if plan.method == "reward":
             policy = Scorer(policy, self.head(plan.model, plan.weight_dtype))
-            trained.append(policy.head.weight)
+            trained += policy.head.parameters()
         reward = self.reward(policy)
         if plan.critic == "shared":
             value_head = self.head(plan.model, plan.weight_dtype)
-            trained.append(value_head.weight)
+            trained += value_head.parameters()
         elif plan.critic is not None:
             critic = self.critic(policy)
         if "adapter" in (plan.reward_model, plan.critic):
@@ -197,7 +197,10 @@ class _Builder:
             return None
         quant = plan.reward_precision if plan.reward_precision in ("int8", "nf4") else None
         backbone = self.module(model, plan.compute_dtype, quant, headless=True)
-        return self.frozen(Scorer(backbone, self.head(model, plan.compute_dtype)), "reward")
+        scorer: Scorer = self.frozen(
+            Scorer(backbone, self.head(model, plan.compute_dtype)), "reward"
+        )
+        return scorer
 
     def critic(self, policy: Any) -> Scorer:
         """The critic: it trains as critic_tuning says, its head always."""
@@ -220,7 +223,7 @@ class _Builder:
             parameters = _trained(critic.backbone)
         else:
             parameters = adapter_parameters(critic.backbone, "critic")
-        parameters.append(critic.head.weight)
+        parameters += critic.head.parameters()
         return Trained(parameters, optimizer_for(self.plan, parameters))
 
     def head(self, model: Model, dtype: str) -> nn.Linear:

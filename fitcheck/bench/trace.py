@@ -1,8 +1,8 @@
 """Trace a plan's real training step on `meta` tensors: every allocation, who made it, and when.
 
-    traced = trace(plan)   # two whole steps: Adam's states appear in the first
-    traced.events          # for fitcheck.bench.allocator.replay
-    traced.held(i)         # who holds how much after event i: {Holder: bytes}
+traced = trace(plan)   # two whole steps: Adam's states appear in the first
+traced.events          # for fitcheck.bench.allocator.replay
+traced.held(i)         # who holds how much after event i: {Holder: bytes}
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Trace:
     def peaks(self) -> dict[tuple[int, str], int]:
         """The event at which each phase of each step holds most, in 512-byte blocks."""
         sizes: dict[int, int] = {}
-        held, most = 0, {}
+        held = 0
+        most: dict[tuple[int, str], int] = {}
         at: dict[tuple[int, str], int] = {}
         for begin, end, step, phase in self.phases():
             key, largest = (step, phase), most.get((step, phase), 0)
@@ -179,8 +180,8 @@ class TraceRecorder(Recorder):
         for done, step in enumerate(steps, 1):
             yield step
             bounds.append(len(self.tracer.events))
-            if done >= DECODE_STEPS and loops.alike(self.tracer, *bounds[-3:]):
-                loops.extend(self.tracer, *bounds[-3:], len(steps) - done)
+            if done >= DECODE_STEPS and loops.alike(self.tracer, bounds[-3:]):
+                loops.extend(self.tracer, bounds[-3:], len(steps) - done)
                 return
 
     def empty_cache(self) -> None:

@@ -8,12 +8,12 @@ host, and agree with it to the byte (tests/test_trace.py); sources are files of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fitcheck.bench.reductions import partial_results, parts
 from fitcheck.kernels import Card
 
 aten = torch.ops.aten
@@ -30,7 +30,7 @@ def cublas(card: Card) -> int:
 
 
 def flash_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
-    """Partial results where the keys are split to fill the card: flash_api.cpp, set_params_splitkv."""
+    """Partial results of keys split to fill the card: flash_api.cpp, set_params_splitkv."""
     (batch, heads, tokens, width), (_, groups, keys, _) = args[0].shape, args[1].shape
     return _split_results(card, batch, heads, groups, tokens, keys, width)
 
@@ -49,7 +49,7 @@ def flash_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
 
 
 def flash_package_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
-    """As `flash_forward`, of [rows, tokens, heads, D]; rows of different lengths: mha_varlen_fwd."""
+    """As `flash_forward`, of [rows, tokens, heads, D]; rows of all lengths: mha_varlen_fwd."""
     query, key, ends = args[0], args[1], args[3]
     if ends is None:
         (batch, tokens, heads, width), (_, keys, groups, _) = query.shape, key.shape
@@ -62,7 +62,7 @@ def flash_package_forward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
 
 
 def flash_package_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
-    """As `flash_backward`, of [rows, tokens, heads, D]; rows of different lengths: mha_varlen_bwd."""
+    """As `flash_backward`, of [rows, tokens, heads, D]; rows of all lengths: mha_varlen_bwd."""
     query, key, ends = args[1], args[2], args[6]
     heads, width = query.shape[-2:]
     if ends is None:
@@ -84,7 +84,7 @@ def _split_results(
     if tokens == 1 and heads > groups and width % 8 == 0:  # seqlenq_ngroups_swapped
         heads, tokens = groups, heads // groups
     block = 256 if width <= 64 else 128 if width <= 128 else 64
-    splits = _splits(batch * heads * _parts(tokens, 64), 2 * card.sms, _parts(keys, block))
+    splits = _splits(batch * heads * parts(tokens, 64), 2 * card.sms, parts(keys, block))
     each = 4 * splits * batch * heads * tokens
     return (each, each * _flash_width(width)) if splits > 1 else ()
 
@@ -108,15 +108,15 @@ def efficient_delta(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
 
 
 def efficient_backward(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
-    """dO x O, and dQ (of wide heads also dK, dV) in fp32 tiles: kernel_backward.h, workspace_size."""
+    """dO x O, and dQ (of wide heads also dK, dV) in fp32 tiles: kernel_backward.h."""
     query, key = args[1], args[2]
     batch, heads, tokens, width = query.shape
     pairs, half = batch * heads, query.element_size() == 2
     tile, keys_tile = _efficient_tiles(card.capability, half, width)
-    floats = _parts(tokens, tile) * _parts(width, keys_tile) * (4 + tile * keys_tile)
+    floats = parts(tokens, tile) * parts(width, keys_tile) * (4 + tile * keys_tile)
     if half and width > 128:
-        parts = max(1, min(_parts(key.shape[2], keys_tile), 200 // pairs))
-        floats += 2 * parts * keys_tile * _up(width, tile)
+        splits = max(1, min(parts(key.shape[2], keys_tile), 200 // pairs))
+        floats += 2 * splits * keys_tile * _up(width, tile)
     delta = 4 * pairs * tokens
     return delta, 4 * pairs * floats
 
@@ -170,24 +170,24 @@ def multinomial(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
 
 def argmax(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """As `reduction`, with a value and an index for each partial result."""
-    return _reduce(card, args[0], args[1] if len(args) > 1 else None, 16)
-
-
-def foreach_norm(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
-    """Norms of chunks of 65 536 elements, fp32: ForeachReduceOp.cu."""
-    tensors = args[0]
-    chunks = max(_parts(t.numel(), 65536) for t in tensors)
-    return (4 * len(tensors) * chunks,)
+    return partial_results(card, args[0], args[1] if len(args) > 1 else None, 16)
 
 
 def reduction(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """Partial results of blocks, where the rows of one output are shared out: Reduce.cuh."""
     source = args[0]
     dims = args[1] if len(args) > 1 else None
-    partial = _reduce(card, source, dims, 4 if source.is_floating_point() else 8)
+    partial = partial_results(card, source, dims, 4 if source.is_floating_point() else 8)
     if source.is_floating_point() or source.dtype == out.dtype:
         return partial
     return source.numel() * out.element_size(), *partial  # cast first
+
+
+def foreach_norm(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
+    """Norms of chunks of 65 536 elements, fp32: ForeachReduceOp.cu."""
+    tensors = args[0]
+    chunks = max(parts(t.numel(), 65536) for t in tensors)
+    return (4 * len(tensors) * chunks,)
 
 
 def index_put(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
@@ -205,87 +205,12 @@ def index(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     return tuple(8 * i.numel() for i in spread if not i.is_contiguous())
 
 
-def _reduce(card: Card, source: Tensor, dims: Any, result: int) -> Sizes:
-    """`result`: bytes of one partial result."""
-    wanted = [dims] if isinstance(dims, int) else dims or range(source.dim())
-    reduced = tuple(sorted(d % source.dim() for d in wanted)) if source.dim() else ()
-    shape, strides = tuple(source.shape), source.stride()
-    return _reduction(shape, strides, reduced, result, card.sms, card.threads)
-
-
-@lru_cache(maxsize=4096)
-def _reduction(
-    shape: Sizes, strides: Sizes, reduced: Sizes, result: int, sms: int, threads: int
-) -> Sizes:
-    """setReduceConfig and global_memory_size of Reduce.cuh."""
-    dims = _coalesced(shape, strides, reduced)
-    outputs = inputs = 1
-    for length, _, gone in dims:
-        if gone:
-            inputs *= length
-        else:
-            outputs *= length
-    kept = [d for d in dims if not d[2]]
-    gone = [d for d in dims if d[2]]
-    if not gone:
-        return ()
-    along = not kept or gone[0][1] < kept[0][1]  # the reduction runs along the fastest dimension
-    fastest, dim0, dim1 = (gone[0][1], inputs, outputs) if along else (kept[0][1], outputs, inputs)
-    vector = 1
-    if fastest == 1:
-        if along:
-            if dim0 >= 128 and len(gone) == 1:
-                dim0 //= 4
-        else:
-            vector = 4
-            for n in (kept[0][0], *(d[1] for d in dims if d is not kept[0])):
-                while n % vector:
-                    vector //= 2
-            dim0 //= vector
-    most = 512 // vector
-    width0, height0 = min(_pow2(dim0), most), min(_pow2(dim1), most)
-    width = min(width0, 32)
-    height = min(height0, most // width)
-    width = min(width0, most // height)
-    step_in = width if along else 1
-    step_out = 1 if along else width
-    per_thread = _parts(inputs, step_in)
-    across = per_thread >= min(height * 16, 256)
-    if across:
-        step_in *= height
-        per_thread = _parts(inputs, step_in)
-    else:
-        step_out *= height
-    grid = _parts(outputs // vector, step_out)
-    target = sms * (threads // (width * height))
-    if not across or per_thread < 256 or grid > target:
-        return ()
-    blocks = max(min(_parts(target, grid), _parts(per_thread, 16)), _parts(per_thread, 256))
-    if blocks == 1:
-        return ()
-    return result * outputs * blocks * (1 if along else width * vector), 4 * grid
-
-
-def _coalesced(shape: Sizes, strides: Sizes, reduced: Sizes) -> list[tuple[int, int, bool]]:
-    """(length, stride, reduced) of the dimensions as TensorIterator orders and merges them."""
-    dims = [(n, s, d in reduced) for d, (n, s) in enumerate(zip(shape, strides, strict=True))]
-    dims = [d for d in dims if d[0] != 1]
-    dims.sort(key=lambda d: (not d[2], d[1]))
-    merged: list[tuple[int, int, bool]] = []
-    for length, stride, gone in dims:
-        if merged and merged[-1][2] == gone and merged[-1][0] * merged[-1][1] == stride:
-            merged[-1] = (merged[-1][0] * length, merged[-1][1], gone)
-        else:
-            merged.append((length, stride, gone))
-    return merged
-
-
 def _splits(rows: int, sms: int, blocks: int) -> int:
     """num_splits_heuristic of flash_api.cpp."""
     if rows >= 0.8 * sms:
         return 1
     most = min(128, sms, blocks)
-    eligible = [n for n in range(1, most + 1) if n == 1 or _parts(blocks, n) != _parts(blocks, n - 1)]
+    eligible = [1, *(n for n in range(2, most + 1) if parts(blocks, n) != parts(blocks, n - 1))]
     waves = {n: rows * n / sms for n in eligible}
     efficiency = {n: wave / -(-wave // 1) for n, wave in waves.items()}
     best = max(efficiency.values(), default=0.0)
@@ -298,15 +223,6 @@ def _flash_width(width: int) -> int:
 
 def _up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
-
-
-def _parts(n: int, size: int) -> int:
-    return -(-n // size)
-
-
-def _pow2(n: int) -> int:
-    """The largest power of two not above n."""
-    return 1 << (max(n, 1).bit_length() - 1)
 
 
 # By operator: what it takes, one after the other.

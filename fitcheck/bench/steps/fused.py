@@ -50,7 +50,7 @@ class FusedLogprobs(torch.autograd.Function):
         return chosen - log_total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ids, log_total = ctx.saved_tensors
         scale, softcap, dtype = ctx.head
         needs = ctx.needs_input_grad[:3]

@@ -100,10 +100,9 @@ def _of_hidden(head: Head, hidden: Tensor, ids: Tensor, loss: str) -> Tensor:
     flat, words = hidden.flatten(0, 1), ids.flatten()
     if loss == "fused":
         dtype = autocast_dtype(flat.device) or flat.dtype
-        flat = FusedLogprobs.apply(
-            flat, head.weight, head.bias, words, head.scale, head.softcap, dtype
-        )
-        return flat.view(ids.shape)
+        arguments = (flat, head.weight, head.bias, words, head.scale, head.softcap, dtype)
+        logprobs: Tensor = FusedLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
+        return logprobs.view(ids.shape)
     chunks = zip(flat.split(CHUNK), words.split(CHUNK), strict=True)
     return torch.cat([_chunk(head, *chunk) for chunk in chunks]).view(ids.shape)
 
