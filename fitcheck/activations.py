@@ -129,83 +129,118 @@ def inference_peak(model: Model, setting: Setting, shape: Shape, head: str) -> t
     return casts + largest, casts + peak
 
 
+class Layers(NamedTuple):
+    """All layers of an update together: what they keep, and peaks above that."""
+
+    kept: int  # saved for backward, or one input a layer with checkpointing
+    casts: int  # autocast's casts that only the region holds
+    running: int  # of the last layer's forward
+    replayed: int  # of the last layer's backward, the first to run
+    own: int  # what the first layer keeps, the last one left
+    first: int  # peak of its backward, its gradients included
+    first_gradients: int
+    gradients: int  # of all layers
+
+
+def _checkpointed(costs: list[tuple[int, Cost]], hidden: int, reentrant: bool) -> Layers:
+    """Reentrant checkpointing keeps the output that it computed again until backward is through."""
+    again = hidden if reentrant else 0
+    below = costs[0][1]
+    return Layers(
+        kept=sum(count for count, _ in costs) * hidden,
+        casts=sum(count * cost.cached for count, cost in costs),
+        running=max(cost.forward - cost.cached for _, cost in costs) - hidden,
+        replayed=max(cost.backward for _, cost in costs) - hidden + again,
+        own=hidden,
+        first=below.backward + again,
+        first_gradients=below.gradients,
+        gradients=sum(count * cost.gradients for count, cost in costs),
+    )
+
+
+def _saved(costs: list[tuple[int, Cost]], below: Cost) -> Layers:
+    """Without checkpointing; `below` is the first layer, which may keep less than its kind."""
+    return Layers(
+        kept=sum(count * cost.kept for count, cost in costs) + below.kept - costs[0][1].kept,
+        casts=0,  # backward holds them
+        running=max(cost.training - cost.kept for _, cost in costs),
+        replayed=max(cost.backward - cost.kept for _, cost in costs),
+        own=below.kept,
+        first=below.backward,
+        first_gradients=below.gradients,
+        gradients=sum(count * cost.gradients for count, cost in costs),
+    )
+
+
 @lru_cache(maxsize=8192)
 def update_stages(
-    model: Model, setting: Setting, shape: Shape, head: str, checkpointing: bool, accumulate: bool
+    model: Model,
+    setting: Setting,
+    shape: Shape,
+    head: str,
+    checkpointing: bool,
+    accumulate: bool,
+    reentrant: bool = False,
 ) -> tuple[Stage, ...]:
     """The moments of one forward and backward that can be the largest, in order."""
-    frozen_below = not setting.trains  # no gradient reaches the embedding
-    layers = []
-    for count, kind, piece in groups(model, setting, shape.length):
-        cost = training_cost(model, kind, shape, piece, False, accumulate, checkpointing)
-        layers.append((count, cost))
+    kinds = groups(model, setting, shape.length)
+    costs = [
+        (count, training_cost(model, kind, shape, piece, False, accumulate, checkpointing))
+        for count, kind, piece in kinds
+    ]
     hidden = shape.tokens * model.hidden_size * setting.stream
-    table = model.vocab_size * model.embedding_width * setting.weight
-    # A tied head's gradient waits for the embedding's: autograd adds them before it accumulates.
-    tied = table if setting.trains and model.tie_word_embeddings and head != "score" else 0
-    ends = training_cost(model, setting, shape, head, False, accumulate)
-    waiting = tied if accumulate else ends.gradients
-    gradients = waiting + sum(count * cost.gradients for count, cost in layers)
-    casts = sum(count * cost.cached for count, cost in layers) if checkpointing else 0
-    kept = sum(count * (hidden if checkpointing else cost.kept) for count, cost in layers)
-    below = layers[0][1]
-    if frozen_below and not checkpointing:
-        count, kind, piece = groups(model, setting, shape.length)[0]
-        first = training_cost(model, kind, shape, piece, True, accumulate, checkpointing)
-        kept += first.kept - below.kept
-        below = first
     if checkpointing:
-        running = max(cost.forward - cost.cached for _, cost in layers) - hidden
-        replayed = max(cost.backward for _, cost in layers) - hidden
-    else:
-        running = max(cost.training - cost.kept for _, cost in layers)
-        replayed = max(cost.backward - cost.kept for _, cost in layers)
-    own = hidden if checkpointing else below.kept
-    made: list[Stage] = []  # a forward pass that ends in logits of every position, or in scores
-    if head not in ("chunked_loss", "fused_loss"):
+        layers = _checkpointed(costs, hidden, reentrant)
+    else:  # nothing below a frozen model's first layer needs a gradient
+        _, kind, piece = kinds[0]
+        first = training_cost(model, kind, shape, piece, not setting.trains, accumulate, False)
+        layers = _saved(costs, first)
+    kept, casts = layers.kept, layers.casts
+    ends = training_cost(model, setting, shape, head, False, accumulate)
+    tied = _tied_gradient(model, setting, head)
+    waiting = tied if accumulate else ends.gradients
+    stages = [Stage("forward", "last layer", kept, casts, layers.running, 0)]
+    if head not in ("chunked_loss", "fused_loss"):  # the model's forward ends in logits or scores
         piece = "score" if head == "score" else "all_logits"
-        peak = training_cost(model, setting, shape, piece).training
-        made.append(Stage("forward", "logits", kept, casts, peak, 0))
-    stages = [
-        Stage("forward", "last layer", kept, casts, running, 0),
-        *made,
+        made = training_cost(model, setting, shape, piece).training
+        stages.append(Stage("forward", "logits", kept, casts, made, 0))
+    others = waiting + layers.gradients - layers.first_gradients
+    stages += [
         Stage("loss", "logits", kept, casts, ends.training, 0),
         Stage("backward", "logits", kept, 0, ends.backward - waiting, waiting),
-        Stage("backward", "last layer", kept, 0, replayed, waiting),
-        Stage(
-            *("backward", "first layer", own, 0, below.backward - own),
-            gradients - below.gradients,
-        ),
+        Stage("backward", "last layer", kept, 0, layers.replayed, waiting),
+        Stage("backward", "first layer", layers.own, 0, layers.first - layers.own, others),
     ]
     if setting.trains:
+        rows, width = model.vocab_size, model.embedding_width
         # In plain types the head's gradient is a transposed view: the sum is then a third tensor.
         third = tied if setting.weight == setting.compute else 0
-        stages.append(
-            Stage(
-                "backward",
-                "embedding",
-                0,
-                0,
-                hidden
-                + table
-                + third
-                + embedding_backward(shape.tokens, model.embedding_width, model.vocab_size),
-                gradients,
-            )  # fmt: skip
-        )
+        working = hidden + rows * width * setting.weight + third
+        working += embedding_backward(shape.tokens, width, rows)
+        gradients = waiting + layers.gradients
+        stages.append(Stage("backward", "embedding", 0, 0, working, gradients))
     return tuple(stages)
 
 
-def explain(model: Model, setting: Setting, shape: Shape, piece: str, grad: bool = False) -> str:
-    """The largest tensors alive at the peak of a piece, for people."""
+def _tied_gradient(model: Model, setting: Setting, head: str) -> int:
+    """A tied head's gradient waits for the embedding's: autograd adds them, then accumulates."""
+    if not setting.trains or not model.tie_word_embeddings or head == "score":
+        return 0
+    return int(model.vocab_size * model.embedding_width * setting.weight)
+
+
+def explain(model: Model, setting: Setting, shape: Shape, piece: str, until: str) -> str:
+    """The largest tensors at a piece's peak, for people. until: no-grad, forward or backward."""
+    grad = until != "no-grad"
     tape = Tape(grad=grad, explain=True)
     block = Decoder(tape, model, setting, shape.rows, shape.length, shape.scored, shape.past)
     size = setting.stream
     x = tape.new(shape.tokens * model.hidden_size * size, size, grad=grad, name="input")
     end = getattr(block, piece)(x).edge
     del x
-    if grad:
+    if until == "backward":
         tape.region.clear()
+        tape.peak = tape.live
         tape.backward(end)
     sums: dict[str, int] = {}
     for name, own in tape.at_peak:

@@ -86,9 +86,12 @@ class Scene:
         stays = (*self.resident(phase), *extra, *_mask(how, shape))
         what = (model, how, shape)
         running = Term(
-            *("layer activations", role, layers), lambda: activations.explain(*what, "layer")
+            *("layer activations", role, layers),
+            lambda: activations.explain(*what, "layer", "no-grad"),
         )
-        logits = Term(*(_head_name(head), role, ends), lambda: activations.explain(*what, head))
+        logits = Term(
+            *(_head_name(head), role, ends), lambda: activations.explain(*what, head, "no-grad")
+        )
         return Phase(phase, (Moment("layers", (*stays, running)), Moment("head", (*stays, logits))))
 
     def update(
@@ -103,7 +106,9 @@ class Scene:
         plan, who, how = self.plan, self.roles[role], self.setting(role)
         older = self.stays("gradients", who) if steps > 1 else ()
         stages = activations.update_stages(
-            _alike(who.model), how, shape, head, plan.checkpointing, accumulate=steps > 1
+            *(_alike(who.model), how, shape, head, plan.checkpointing),
+            accumulate=steps > 1,
+            reentrant=plan.recipe == "hf-4.48",
         )
         for part in ("forward", "loss", "backward"):
             phase = f"{prefix}.{part}"
@@ -149,7 +154,13 @@ class Scene:
             yield Term("autocast copies", role, stage.casts, "16-bit casts of fp32 weights, cached")
         name = _head_name(head) if stage.name == "logits" else "layer activations"
         piece = head if stage.name == "logits" else "layer"
-        what = (model, how, shape, piece, True)
+        until = "backward" if stage.phase == "backward" else "forward"
+        if stage.phase == "forward":
+            if stage.name == "logits" and head != "score":
+                piece = "all_logits"
+            elif self.plan.checkpointing:
+                until = "no-grad"
+        what = (model, how, shape, piece, until)
         yield Term(name, role, stage.working, lambda: activations.explain(*what))
         if stage.gradients:
             yield Term("gradients", role, stage.gradients, "made so far in this backward")
@@ -231,4 +242,5 @@ def _mask(how: Setting, shape: Shape) -> Terms:
     if not how.masked:
         return ()
     size = shape.rows * shape.length * (shape.length + shape.past)
-    return (Term("attention mask", "batch", size, "rows x length x length x 1 B"),)
+    why = f"{shape.rows} x {shape.length} x {shape.length + shape.past} x 1 B"
+    return (Term("attention mask", "batch", size, why),)

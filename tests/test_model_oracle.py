@@ -166,9 +166,7 @@ def shortened(model: Model, layers: int = 2) -> Model:
     moe = model.moe
     if moe:
         dense = min(1, moe.dense_layers or 0)
-        moe = moe._replace(
-            dense_layers=dense, moe_layers=layers - dense, first_k_dense=dense
-        )
+        moe = moe._replace(dense_layers=dense, moe_layers=layers - dense, first_k_dense=dense)
     return dataclasses.replace(model, num_layers=layers, moe=moe)
 
 
