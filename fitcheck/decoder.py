@@ -16,12 +16,18 @@ from fitcheck.tape import Buffer
 from fitcheck.weights import has_closed_form
 
 
-def covered(model: Model, tuning: str = "full") -> str:
+# (architecture, LoRA targets) that PEFT 0.21 cannot adapt, or not run.
+NO_LORA = {("phimoe", "all-linear"), ("afmoe", "attention")}
+
+
+def covered(
+    model: Model, tuning: str = "full", targets: str | tuple[str, ...] = "all-linear"
+) -> str:
     """What of the model the estimate does not cover, in words; empty when it covers all."""
     if model.model_type not in FLOWS or not has_closed_form(model):
         return f"the architecture {model.model_type}"
-    if model.model_type == "phimoe" and tuning in ("lora", "qlora"):
-        return "LoRA on the architecture phimoe (PEFT 0.21 cannot run its router)"
+    if tuning in ("lora", "qlora") and (model.model_type, targets) in NO_LORA:
+        return f"LoRA on {targets} of the architecture {model.model_type}, where PEFT fails"
     return ""
 
 
@@ -31,9 +37,19 @@ class Decoder(Heads, Attention, Mixture):
     dense = False  # this layer has no experts, though others have
 
     def layer(self, x: Buffer) -> Buffer:
+        before = self.earlier_weights() if self.flow.returns_weights else None
         out = getattr(self, self.flow.block)(x)
-        self.returned = None
+        self.returned = before = None
         return out  # type: ignore[no-any-return]
+
+    def earlier_weights(self) -> Buffer | None:
+        """Attention weights of the layer before, while nothing is saved for backward (gpt_neo)."""
+        length = self.tokens // self.rows
+        if self.tape.grad or (self.flow.attention == "falcon" and self.setting.kernel != "eager"):
+            return None
+        size = self.setting.stream  # of the values that they were cast to
+        weights = self.tokens * self.model.num_attention_heads * (length + self.past) * size
+        return self.tape.new(weights, size, name="attention weights of the layer before")
 
     def pre_norm(self, x: Buffer) -> Buffer:
         """llama: a norm before attention, one before the MLP."""

@@ -31,6 +31,7 @@ class Flow(NamedTuple):
     activation: str = ""  # where the model's row names none
     kernel: str = ""  # "eager": transformers runs it without scaled_dot_product_attention
     sinks: bool = False  # a learned logit a head beside the scores of attention
+    returns_weights: bool = False  # layers hand on attention weights, kept to the next one's end
     softcap: bool = False  # tanh on the scores of attention
     scaled_queries: str = ""  # multiplied "before" or "after" they are rotated
     heads_first: bool = False  # queries and keys lie head by head, as cat has written them
@@ -72,7 +73,7 @@ FLOWS: dict[str, Flow] = {
     ),
     "apertus": Flow(mlp="plain", qk_norm="all"),
     "arcee": Flow(mlp="plain"),
-    "bloom": _GPT._replace(block="bloom_block", activation="bloom_gelu"),
+    "bloom": _GPT._replace(block="bloom_block", activation="bloom_gelu", returns_weights=True),
     "cohere": _COHERE,
     "cohere2": _COHERE,
     "ernie4_5": Flow(rope="upcast_parts"),
@@ -84,6 +85,7 @@ FLOWS: dict[str, Flow] = {
         mlp="plain",
         casts_anew=True,
         narrow_softmax=True,
+        returns_weights=True,
     ),
     "gemma": _GEMMA,
     "gemma2": _GEMMA._replace(block="sandwich", kernel="eager", softcap=True, logits="softcapped"),
@@ -93,7 +95,9 @@ FLOWS: dict[str, Flow] = {
     "glm4": _GLM._replace(block="sandwich"),
     "gpt2": _GPT._replace(narrow_softmax=True, stepwise=True),
     "gpt_bigcode": _GPT,
-    "gpt_neo": _GPT._replace(attention="separate", kernel="eager", wide_scores=True, stepwise=True),
+    "gpt_neo": _GPT._replace(
+        attention="separate", kernel="eager", wide_scores=True, stepwise=True, returns_weights=True
+    ),
     "gptj": Flow(
         block="parallel",
         norm="layer_norm",
@@ -103,6 +107,7 @@ FLOWS: dict[str, Flow] = {
         kernel="eager",
         wide_scores=True,
         stepwise=True,
+        returns_weights=True,
     ),
     "gpt_neox": _GPT._replace(
         block="parallel_norms", rope="partial", rotary=0.25, heads_first=True
@@ -111,7 +116,7 @@ FLOWS: dict[str, Flow] = {
     "hunyuan_v1_dense": Flow(qk_norm="rotated"),
     "jais2": Flow(norm="layer_norm", mlp="plain"),
     "mistral3": Flow(scaled_queries="after"),
-    "mpt": _GPT._replace(attention="mpt", activation="gelu"),
+    "mpt": _GPT._replace(attention="mpt", activation="gelu", returns_weights=True),
     "nemotron": _PARTIAL._replace(norm="nemotron_norm", mlp="plain"),
     "olmo": Flow(norm="bare_norm", rope="wide"),
     "olmo2": _OLMO2,

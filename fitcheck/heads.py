@@ -18,12 +18,15 @@ class Heads(Norms):
 
     def logits(self, normed: Buffer, tokens: int) -> Buffer:
         """lm_head over `tokens` positions, scaled or softly capped where the model says so."""
+        after = getattr(self, self.flow.logits) if self.flow.logits else None
+        return after(self.head(normed, tokens)) if after else self.head(normed, tokens)
+
+    def head(self, normed: Buffer, tokens: int) -> Buffer:
         m, s = self.model, self.setting
-        out = self.matmul(
-            "lm_head", normed, m.embedding_width, m.vocab_size, tokens, s.weight, s.trains,
-            bias=bool(m.lm_head_bias),
-        )  # fmt: skip
-        return getattr(self, self.flow.logits)(out) if self.flow.logits else out
+        width, bias = m.embedding_width, bool(m.lm_head_bias)
+        return self.matmul(
+            "lm_head", normed, width, m.vocab_size, tokens, s.weight, s.trains, bias=bias
+        )
 
     def softcapped(self, logits: Buffer) -> Buffer:
         """gemma2: tanh(logits / cap) * cap."""

@@ -136,6 +136,8 @@ def weight_sizes(role: Role) -> Sizes:
         stored = role.stored if kind == "linear" else "plain"
         size = (role.adapter or role.weight) if kind == "score" else role.weight
         sizes += [(part, copies) for part in stored_sizes(shape, size, stored)]
+    if role.model.model_type == "gpt_neo":  # each layer holds a causal mask of its own, as a buffer
+        sizes.append((role.model.max_position_embeddings**2, role.model.num_layers))
     return sizes
 
 

@@ -165,8 +165,9 @@ def _check_adapters(plan: Plan) -> None:
     models = [plan.model] if plan.tuning != "full" else []
     if plan.critic_architecture and plan.critic_tuning != "full":
         models.append(plan.critic_architecture)
-    narrowest = min(models, key=lambda model: model.hidden_size)
-    if plan.lora_rank > narrowest.hidden_size:
+    models = [model for model in models if model.hidden_size]  # else nothing covers it anyway
+    narrowest = min(models, key=lambda model: model.hidden_size, default=None)
+    if narrowest and plan.lora_rank > narrowest.hidden_size:
         raise FitCheckError(
             f"--lora-rank {plan.lora_rank:,} is more than the width of {narrowest.id}, "
             f"{narrowest.hidden_size:,}",

@@ -152,6 +152,11 @@ class Scene:
         yield Term("activations", role, stage.activations, saved)
         if stage.casts:
             yield Term("autocast copies", role, stage.casts, "16-bit casts of fp32 weights, cached")
+        if stage.name == "embedding":
+            why = f"{model.vocab_size:,} x {model.embedding_width:,} x {how.weight} B, and its sums"
+            yield Term("embedding gradient", role, stage.working, why)
+            yield Term("gradients", role, stage.gradients, "made so far in this backward")
+            return
         name = _head_name(head) if stage.name == "logits" else "layer activations"
         piece = head if stage.name == "logits" else "layer"
         until = "backward" if stage.phase == "backward" else "forward"

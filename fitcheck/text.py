@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterable
 
+from fitcheck.fit import fit
 from fitcheck.plan import Plan
 from fitcheck.report import ALLOCATED, OUTSIDE, Moment, Phase, Report, Term
 
@@ -195,7 +196,11 @@ def facts(report: Report) -> list[tuple[str, str]]:
     else:
         words = "fits" if ram.verdict == "fits" else "does not fit"
         host = f"{need} of {gib(ram.usable_bytes)} GiB: {words}"
-    lines = [("Regime", regime(plan)), ("Card", plan.memory.why), ("RAM", host)]
+    lines = [
+        ("Regime", regime(plan) + in_plain_bf16(plan)),
+        ("Card", plan.memory.why),
+        ("RAM", host),
+    ]
     lines.append(("Source", rung(report)))
     return lines + [("Note", note) for note in report.notes]
 
@@ -217,6 +222,13 @@ def regime(plan: Plan) -> str:
     if plan.autocast:
         text += f", {compute} autocast"
     return text + ("; checkpointing on" if plan.checkpointing else "; checkpointing off")
+
+
+def in_plain_bf16(plan: Plan) -> str:
+    """What the same run takes with everything in 16 bits, the figure that peers often mean."""
+    if plan.method == "inference" or plan.precision == "bf16":
+        return ""
+    return f"; plain bf16 would take {gib(fit(plan.change(precision='bf16')).peak_bytes)} GiB"
 
 
 def rung(report: Report) -> str:

@@ -149,6 +149,7 @@ class TraceRecorder(Recorder):
         self.roles: Any = None
         self.marks: list[tuple[int, str]] = []
         self.lasting: dict[int, Holder] = {}
+        self.trained: dict[str, list[nn.Parameter]] = {}  # by role
         self.steps = 0  # of the plan, begun so far
         self.updates = 0  # of an optimizer, done so far
 
@@ -159,8 +160,8 @@ class TraceRecorder(Recorder):
         self.progress(name)
         yield
         if name.endswith("backward"):
-            for role, module in self._modules():
-                self._label(role, "gradients", (p.grad for p in module.parameters()))
+            for role, trained in self.trained.items():
+                self._label(role, "gradients", (p.grad for p in trained))
         elif name.endswith("step"):
             self.updates += 1
             self._label_states()
@@ -188,9 +189,11 @@ class TraceRecorder(Recorder):
         self.tracer.events.append((-1, 0))
 
     def label_weights(self) -> None:
-        for role, module in self._modules():
-            self._label(role, "weights", module.parameters())
-            self._label(role, "buffers", module.buffers())
+        for role in ("policy", "reference", "reward", "critic", "value_head"):
+            if isinstance(module := getattr(self.roles, role), nn.Module):
+                self._label(role, "weights", module.parameters())
+                self._label(role, "buffers", module.buffers())
+                self.trained[role] = [p for p in module.parameters() if p.requires_grad]
         self._label_states()
 
     def _label_states(self) -> None:
@@ -202,11 +205,6 @@ class TraceRecorder(Recorder):
                 states = getattr(optimizer, "state", {}).values()
                 tensors = (value for state in states for value in state.values())
                 self._label(name.partition("_")[0], "optimizer states", tensors)
-
-    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
-        for role in ("policy", "reference", "reward", "critic", "value_head"):
-            if isinstance(module := getattr(self.roles, role), nn.Module):
-                yield role, module
 
     def _label(self, role: str, kind: str, tensors: Iterable[Any]) -> None:
         for tensor in tensors:

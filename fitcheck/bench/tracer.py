@@ -46,7 +46,7 @@ class Tracer(TorchDispatchMode):
         self.twins: dict[int, list[int]] = {}  # generated allocations that end with this id
         self.live: dict[int, int] = {}  # address of a storage -> id
         self.refs: dict[int, _Ref] = {}
-        self.rules: dict[Any, Any] = {}  # operator -> how it is recorded
+        self.rules: dict[int, operators.Rule] = {}  # id of an operator -> how it is recorded
         self.outputs: dict[Any, Any] = {}  # operator and shapes -> what it makes
         self.nobody_else = operators.nobody_else() if type(self) is Tracer else (0, 0)
         self.handles: set[bool] = set()  # of cuBLAS: in the forward thread, in autograd's
@@ -67,9 +67,9 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        rule = self.rules.get(func)
+        rule = self.rules.get(id(func))
         if rule is None:
-            rule = self.rules[func] = operators.rule(func)
+            rule = self.rules[id(func)] = operators.rule(func)
         return rule(self, func, args, kwargs or {})
 
     def register(self, tensor: Tensor, made_by: Any) -> int:
@@ -107,7 +107,7 @@ class Tracer(TorchDispatchMode):
 
         PyTorch's own meta kernels, many of them in Python, take ten times as long.
         """
-        key = (func, torch.get_default_dtype(), _shapes(args), _shapes(tuple(kwargs.items())))
+        key = (id(func), torch.get_default_dtype(), _shapes(args), _shapes(tuple(kwargs.items())))
         known = self.outputs.get(key)
         if known is None:
             out = func(*args, **kwargs)
