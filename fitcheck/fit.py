@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fitcheck import kernels
 from fitcheck.decoder import covered
 from fitcheck.errors import FitCheckError
@@ -10,7 +12,7 @@ from fitcheck.host import ram
 from fitcheck.phases import phases
 from fitcheck.plan import Plan
 from fitcheck.report import Error, Report
-from fitcheck.roles import setting
+from fitcheck.roles import roles, setting
 
 
 def fit(plan: Plan, error: Error | None = None) -> Report:
@@ -29,7 +31,24 @@ def fit(plan: Plan, error: Error | None = None) -> Report:
                 f"{model.id}: the estimate does not cover {why}",
                 "choose another model; `fitcheck models` marks what is covered",
             )
-    return Report(plan, phases(plan), ram(plan), error=error, notes=tuple(notes(plan)))
+    report = Report(plan, phases(plan), ram(plan), error=error, notes=tuple(notes(plan)))
+    if error is None or not (known := unknown_kernel(plan)):
+        return report
+    return replace(report, error=widened(error, known, report))
+
+
+def widened(error: Error, known: str, report: Report) -> Error:
+    """The stated error and, since nobody knows it, the whole workspace of the attention kernel."""
+    plan = report.plan
+    how, model = setting(plan, roles(plan)["policy"]), plan.model
+    pairs = 2 if plan.method in ("dpo", "reward") else 1
+    rows = plan.concurrency if plan.method == "inference" else pairs * plan.micro_batch
+    heads, kv_heads = model.num_attention_heads or 0, model.num_key_value_heads or 0
+    dim = model.head_dim or 0
+    call = kernels.Call(rows, plan.tokens, plan.tokens, heads, kv_heads, dim, dim, how.compute)
+    extra = kernels.attention_backward("flash", call, how.card) / report.peak_bytes
+    basis = f"{error.basis}; widened by {100 * extra:.1f} %: {known}"
+    return error._replace(relative=round(error.relative + extra, 4), basis=basis)
 
 
 def notes(plan: Plan) -> list[str]:
@@ -55,8 +74,6 @@ def notes(plan: Plan) -> list[str]:
 
 def unknown_kernel(plan: Plan) -> str:
     """Why the attention kernel's memory is not certain on this card; empty when it is."""
-    from fitcheck.roles import roles  # a role's head size decides, and Plan holds none
-
     how = setting(plan, roles(plan)["policy"])
     return kernels.attention_known(plan.gpu, how.kernel)
 

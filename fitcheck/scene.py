@@ -113,6 +113,8 @@ class Scene:
         for part in ("forward", "loss", "backward"):
             phase = f"{prefix}.{part}"
             stays = (*self.resident(phase), *_mask(how, shape), *older)
+            if part != "backward":
+                stays += self._presents(who, shape)
             moments = tuple(
                 Moment(stage.name, (*stays, *self._stage(who, stage, how, shape, head)))
                 for stage in stages
@@ -125,6 +127,20 @@ class Scene:
         temporary = Term("optimizer temporary", role, size, why)
         stays = (*self.resident(f"{prefix}.step"), *self.stays("gradients", who), temporary)
         yield Phase(f"{prefix}.step", (Moment("optimizer step", stays),))
+
+    def _presents(self, who: Role, shape: Shape) -> Terms:
+        """gpt_bigcode in transformers 4.48 leaves use_cache on under checkpointing.
+
+        Each layer's fused projection, of which keys and values are a view, stays until the loss is
+        there (modeling_gpt_bigcode.py 4.48.1, lines 314, 328 and 1006).
+        """
+        plan, m = self.plan, who.model
+        if plan.recipe != "hf-4.48" or m.model_type != "gpt_bigcode" or not plan.checkpointing:
+            return ()
+        width = m.hidden_size + 2 * m.head_dim * m.num_key_value_heads
+        size = 2 * m.num_layers * shape.tokens * width
+        why = f"2 B x {m.num_layers} layers x {shape.tokens:,} tokens x {width:,}: use_cache is on"
+        return (Term("KV cache", who.name, size, why),)
 
     def graph(self, role: str, shape: Shape, head: str, steps: int) -> Terms:
         """What a forward pass with gradients leaves behind, for its backward."""

@@ -11,8 +11,10 @@ import pytest
 from fitcheck import answer, catalog, machine
 from fitcheck.answer import DEFAULT_MODEL, PRETENDED, check, parse, plan_from, resolve
 from fitcheck.errors import FitCheckError
-from fitcheck.machine import Machine
+from fitcheck.machine import System
 from fitcheck.plan import KNOBS
+
+DETECT, BEST = machine.detect, machine.best
 
 
 @pytest.fixture(autouse=True)
@@ -264,11 +266,13 @@ def test_a_machine_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    for name in ("read_text", "read_bytes", "iterdir", "glob", "exists", "is_dir"):
-        if name in ("read_text", "iterdir"):
-            monkeypatch.setattr(Path, name, refuse)
-    found = machine.detect()
-    assert isinstance(found, Machine)
+    for name in ("open", "read_text", "read_bytes", "iterdir"):
+        monkeypatch.setattr(Path, name, refuse)
+    closed = System(platform="linux", run=refuse, nvml=refuse, psutil=refuse)
+    found = DETECT(closed)
+    monkeypatch.setattr(machine, "detect", lambda: found)
+    monkeypatch.setattr(machine, "best", BEST)
+    assert found.accelerators == ()
     fields, said = answer.this_machine()
     assert fields["gpu"].name == PRETENDED
     assert "no GPU was found here" in said

@@ -310,7 +310,9 @@ def test_every_model_has_an_answer_or_a_reason(wishes: dict[str, Any]) -> None:
             continue
         answered += 1
         weights = sum(t.bytes for t in report.phases[0].terms if t.name == "weights")
-        assert weights == 2 * model.params, model.id
+        masks = model.num_layers * model.max_position_embeddings**2  # gpt_neo's buffers
+        more = masks if model.model_type == "gpt_neo" and plan.method != "inference" else 0
+        assert weights == 2 * model.params + more, model.id
         assert report.peak_bytes > weights
     assert answered > 300
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
+from fitcheck.bench import loops  # noqa: E402
 from fitcheck.bench import trace as tracing  # noqa: E402
 from fitcheck.bench.allocator import Allocator, replay  # noqa: E402
 from fitcheck.bench.attention import as_on_cuda  # noqa: E402
@@ -107,6 +108,23 @@ def test_generated_decode_steps_are_those_that_would_be_traced(
     whole = tracing.trace(rollout.plan)
     assert len(whole.events) > len(rollout.events)  # small passing tensors are not generated
     assert peaks(whole) == peaks(rollout)
+
+
+def test_generated_steps_grow_up_to_the_window() -> None:
+    """A cache of 10 bytes a token, as torch.cat makes it: the old one goes after the new one."""
+    tracer = Tracer(CARD)
+    with tracer:
+        cache = torch.empty(100, dtype=torch.uint8, device="meta")
+        bounds = [len(tracer.events)]
+        for size in (110, 120):
+            cache = torch.empty(size, dtype=torch.uint8, device="meta")
+            bounds.append(len(tracer.events))
+        loops.extend(tracer, bounds, 5, lambda module: 14)
+        del cache
+    generated = tracer.events[bounds[-1] :]
+    assert [size for size, _ in generated if size] == [130, 140, 140, 140, 140]
+    freed = [name for size, name in tracer.events if size == 0]
+    assert sorted(freed) == [name for size, name in tracer.events if size > 0]
 
 
 def test_remembered_shapes_change_nothing(

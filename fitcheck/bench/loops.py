@@ -7,7 +7,7 @@ allocator keeps the holes that each round leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fitcheck.bench.tracer import Tracer
 
@@ -23,12 +23,13 @@ def alike(tracer: Tracer, bounds: Sequence[int]) -> bool:
     ]
 
 
-def extend(tracer: Tracer, bounds: Sequence[int], count: int) -> None:
+def extend(tracer: Tracer, bounds: Sequence[int], count: int, window: Callable[[str], int]) -> None:
     """Append `count` rounds like the two that three indices of events bound.
 
-    What grew from the one to the other goes on growing by as much. What the last round freed of
-    itself, or of the round before it, each new one frees likewise. Tensors of the small pool that a
-    round makes and frees are left out of all but the last round, which is the largest.
+    What grew from the one to the other goes on growing by as much, up to the tokens that a layer
+    keeps: `window` of its module, 0 without one. What the last round freed of itself, or of the
+    round before it, each new one frees likewise. Tensors of the small pool that a round makes and
+    frees are left out of all but the last round, which is the largest.
     """
     if count < 1:
         return
@@ -39,23 +40,25 @@ def extend(tracer: Tracer, bounds: Sequence[int], count: int) -> None:
     place_of = {name: place for place, (size, name) in enumerate(last) if size > 0}
     ended = {name for size, name in last if size == 0}
     ended_later = {place_before[name] for name in ended if name in place_before}
-    whole = [
-        (place, size, size - old, name)
-        for place, ((old, _), (size, name)) in enumerate(zip(before, last, strict=True))
-    ]
+    whole = []
+    for place, ((old, _), (size, name)) in enumerate(zip(before, last, strict=True)):
+        growth = size - old
+        kept = window(where[name]) if growth > 0 else 0
+        rounds = max(0, kept - size // growth) if kept else count  # size / growth: tokens so far
+        whole.append((place, size, growth, rounds, name))
     small = {
         name
-        for _, size, growth, name in whole
+        for _, size, growth, _, name in whole
         if name in ended and size > 0 and size + count * growth <= SMALL_POOL
     }
-    brief = [step for step in whole if step[3] not in small]
+    brief = [step for step in whole if step[-1] not in small]
     previous = traced = {place: name for name, place in place_of.items()}
     for n in range(1, count + 1):
         current: dict[int, int] = {}
-        for place, size, growth, name in whole if n == count else brief:
+        for place, size, growth, rounds, name in whole if n == count else brief:
             if size > 0:
                 new = current[place] = len(made_by)
-                events.append((size + n * growth, new))
+                events.append((size + min(n, rounds) * growth, new))
                 made_by.append(made_by[name])
                 where.append(where[name])
                 if name not in ended and place not in ended_later:  # it stays, as the traced one

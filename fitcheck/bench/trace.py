@@ -8,6 +8,7 @@ traced.held(i)         # who holds how much after event i: {Holder: bytes}
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -149,7 +150,7 @@ class TraceRecorder(Recorder):
         self.roles: Any = None
         self.marks: list[tuple[int, str]] = []
         self.lasting: dict[int, Holder] = {}
-        self.trained: dict[str, list[nn.Parameter]] = {}  # by role
+        self.parameters: dict[str, list[nn.Parameter]] = {}  # by role
         self.steps = 0  # of the plan, begun so far
         self.updates = 0  # of an optimizer, done so far
 
@@ -160,8 +161,8 @@ class TraceRecorder(Recorder):
         self.progress(name)
         yield
         if name.endswith("backward"):
-            for role, trained in self.trained.items():
-                self._label(role, "gradients", (p.grad for p in trained))
+            for role, parameters in self.parameters.items():
+                self._label(role, "gradients", (p.grad for p in parameters))
         elif name.endswith("step"):
             self.updates += 1
             self._label_states()
@@ -182,18 +183,30 @@ class TraceRecorder(Recorder):
             yield step
             bounds.append(len(self.tracer.events))
             if done >= DECODE_STEPS and loops.alike(self.tracer, bounds[-3:]):
-                loops.extend(self.tracer, bounds[-3:], len(steps) - done)
+                loops.extend(self.tracer, bounds[-3:], len(steps) - done, self._window)
                 return
 
     def empty_cache(self) -> None:
         self.tracer.events.append((-1, 0))
+
+    def _window(self, module: str) -> int:
+        """The tokens that the cache of the layer around that module keeps; 0: all of them."""
+        config = self.roles.policy.config.get_text_config()
+        layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", module)
+        kinds = getattr(config, "layer_types", None)
+        kind = kinds[int(layer[1])] if kinds and layer else "sliding_attention"
+        window = {
+            "sliding_attention": "sliding_window",
+            "chunked_attention": "attention_chunk_size",
+        }
+        return (getattr(config, window.get(kind, ""), None) or 0) if layer else 0
 
     def label_weights(self) -> None:
         for role in ("policy", "reference", "reward", "critic", "value_head"):
             if isinstance(module := getattr(self.roles, role), nn.Module):
                 self._label(role, "weights", module.parameters())
                 self._label(role, "buffers", module.buffers())
-                self.trained[role] = [p for p in module.parameters() if p.requires_grad]
+                self.parameters[role] = list(module.parameters())
         self._label_states()
 
     def _label_states(self) -> None:
