@@ -15,7 +15,6 @@ from fitcheck.model import Model
 from fitcheck.tape import Buffer
 from fitcheck.weights import has_closed_form
 
-
 # (architecture, LoRA targets) that PEFT 0.21 cannot adapt, or not run.
 NO_LORA = {("phimoe", "all-linear"), ("afmoe", "attention")}
 
@@ -39,7 +38,8 @@ class Decoder(Heads, Attention, Mixture):
     def layer(self, x: Buffer) -> Buffer:
         before = self.earlier_weights() if self.flow.returns_weights else None
         out = getattr(self, self.flow.block)(x)
-        self.returned = before = None
+        del before  # alive until here
+        self.returned = None
         return out  # type: ignore[no-any-return]
 
     def earlier_weights(self) -> Buffer | None:
@@ -47,7 +47,7 @@ class Decoder(Heads, Attention, Mixture):
         length = self.tokens // self.rows
         if self.tape.grad or (self.flow.attention == "falcon" and self.setting.kernel != "eager"):
             return None
-        size = self.setting.stream  # of the values that they were cast to
+        size = self.setting.compute if self.setting.autocast else self.setting.stream
         weights = self.tokens * self.model.num_attention_heads * (length + self.past) * size
         return self.tape.new(weights, size, name="attention weights of the layer before")
 

@@ -1,7 +1,7 @@
 """python -m fitcheck.bench dryrun: a plan as JSON on standard input, JSON lines on standard output.
 
-The command line and the screen run this as a process of its own, so that neither imports torch. Each
-line is {"phase": name} while it runs, then one {"report": ...} or {"error": message, "hint": hint}.
+The command line and the screen run this as a process of its own: neither imports torch. Each line
+is {"phase": name} while it runs, then one {"report": ...} or {"error": message, "hint": hint}.
 """
 
 from __future__ import annotations

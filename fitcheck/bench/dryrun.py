@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from fitcheck import kernels
 from fitcheck.bench.allocator import Allocator, Replay, replay
 from fitcheck.bench.samples import samples
@@ -61,9 +60,7 @@ def dry_run(
 
 def snapshot(traced: Trace, path: Path) -> None:
     """PyTorch's own memory snapshot of the replay, for pytorch.org/memory_viz."""
-    notes = {
-        begin: f"{phase}, step {step + 1}" for begin, _, step, phase in traced.phases()
-    }
+    notes = {begin: f"{phase}, step {step + 1}" for begin, _, step, phase in traced.phases()}
     write_snapshot(path, traced.events, Allocator(limit(traced.plan)), notes=notes)
 
 
@@ -149,9 +146,7 @@ def _phases(traced: Trace, free: Replay) -> list[Phase]:
         rest = allocated - sum(term.bytes for term in terms)
         terms.append(Term("allocator rounding", "card", rest, "blocks larger than what was asked"))
         terms.append(Term("cache", "card", reserved - allocated, "reserved, not used", CACHED))
-        terms.append(
-            Term("CUDA context", "card", _context(traced.plan), "an estimate", OUTSIDE)
-        )
+        terms.append(Term("CUDA context", "card", _context(traced.plan), "an estimate", OUTSIDE))
         found.append(Phase(phase, (Moment("largest", tuple(merged(terms))),)))
     return found
 

@@ -94,9 +94,9 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _add(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An addition. Where two gradients meet, the engine adds into the first if nobody else holds
+    """An addition. Where two gradients meet the engine adds in place, if nobody holds the first.
 
-    it (can_accumulate_inplace of input_buffer.cpp), but not while a dispatch mode is active.
+    But not while a dispatch mode is active: can_accumulate_inplace of input_buffer.cpp.
     """
     if sys._getframe(2).f_code.co_name == "_engine_run_backward" and not torch.is_grad_enabled():
         first = args[0]

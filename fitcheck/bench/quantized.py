@@ -86,7 +86,7 @@ def _bitsandbytes(
         layer.weight = bnb.nn.Params4bit(weight, False, quant_type="nf4", module=layer)
     else:
         layer.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False)
-    layer.bias = bias  # type: ignore[assignment]
+    layer.bias = bias
     layer._is_hf_initialized = True
     return layer.to(weight.device)  # type: ignore[no-any-return]
 
@@ -168,7 +168,7 @@ class _NF4Product(torch.autograd.Function):
         return layer.product(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return torch.matmul(gradient, ctx.layer.dequantized().to(gradient.dtype)), None
 
 
