@@ -115,10 +115,8 @@ class Mixture(Block):
     def adapter_cast(self, side: int, rank: int) -> Buffer:
         """One factor of LoRA for all experts, in the type of their weights."""
         s, elements = self.setting, rank * self.moe.num_experts * side
-        made, cast = elements * s.adapter, elements * s.weight if s.adapter != s.weight else 0
-        return self.tape.op(
-            "expert adapter", [], elements * s.weight, s.weight, weight=made, cast=cast
-        )
+        made = elements * s.adapter
+        return self.tape.op("expert adapter", [], elements * s.weight, s.weight, weight=made)
 
     def expert_bias(self, elements: int) -> Buffer | None:
         """gpt_oss: the bias of each visit's expert, gathered."""

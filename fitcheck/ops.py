@@ -193,29 +193,27 @@ class Block:
         """x @ W for `count` rows: keeps the input if W trains, W's cast if x needs a gradient."""
         s, tape, n = self.setting, self.tape, inner * outer
         c = size or (s.compute if s.autocast or stored != "plain" else x.size)
-        x = self.cast(x, c)
-        saved = [x] if trains and tape.grad else []
-        if (
-            stored == "nf4"
-        ):  # bitsandbytes unpacks the weight for each product, and again in backward
+        if stored == "nf4":  # bitsandbytes unpacks the weight for each product, forward and back
+            x = self.cast(x, c)
             return tape.op(name, [x], count * outer * c, c, during=n * c, temporary=n * c)
         if stored == "int8":  # 8-bit copy of the input, 32-bit sums (bitsandbytes LLM.int8)
+            x = self.cast(x, c)
             return tape.op(name, [x], count * outer * c, c, during=count * (inner + 4 * outer))
-        kept = 0
-        if weight != c:
-            copy = Buffer(tape, n * c, c, None, name + " weight cast")
+        made = (n + outer * bias) * weight if trains else 0
+        inputs, saved = [x], []
+        if weight != c:  # autocast casts the weight first, and keeps the cast of one that trains
+            copy = tape.op(name + " weight cast", [], n * c, c, weight=made)
             if trains and cached:
-                tape.region.append(copy)  # autocast caches casts of weights that train
+                tape.region.append(copy)
             if x.edge is not None:
                 saved.append(copy)
-            kept = n * c
-        if not trains:
-            return tape.op(name, [x], count * outer * c, c, saved=saved)
-        partial = reduction(count, outer, s.card) if bias and tape.grad else 0
-        return tape.op(
-            name, [x], count * outer * c, c, saved=saved,
-            weight=(n + outer * bias) * weight, cast=kept, temporary=partial,
-        )  # fmt: skip
+            inputs.append(copy)
+            made = 0
+        inputs[0] = x = self.cast(x, c)
+        if trains:
+            saved.append(x)
+        sums = reduction(count, outer, s.card) if bias and trains and tape.grad else 0
+        return tape.op(name, inputs, count * outer * c, c, saved=saved, weight=made, temporary=sums)
 
     def linear(
         self, place: str, name: str, x: Buffer, inner: int, outer: int, bias: bool = False

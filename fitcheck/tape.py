@@ -62,12 +62,12 @@ class Buffer:
             del tape.names[id(self)]
 
 
-# One operation's backward: (outs, inputs, saved, temporary, shares, weight, cast, name).
+# One operation's backward: (outs, inputs, saved, temporary, shares, weight, name).
 # outs: what it made, several where it split. saved keeps Buffers alive; temporary is bytes needed
 # while it runs; shares passes the incoming gradient on without a copy (SAME: to inputs like it, as
 # add does; PARTS: a view of it to each, as cat does); weight is the bytes of the weight gradient
-# that it makes, cast what that takes before its cast to the weight's own type.
-Node = tuple[tuple[Edge, ...], list[Edge], Sequence[Buffer], int, int, int, int, str]
+# that it makes.
+Node = tuple[tuple[Edge, ...], list[Edge], Sequence[Buffer], int, int, int, str]
 SAME, PARTS = 1, 2
 
 
@@ -111,7 +111,6 @@ class Tape:
         temporary: int = 0,
         shares: int = 0,
         weight: int = 0,
-        cast: int = 0,
     ) -> Buffer:
         """One operation's output; during: bytes it needs while it runs; the rest as in Node."""
         edges = [i.edge for i in inputs if i.edge is not None] if self.grad else []
@@ -120,7 +119,7 @@ class Tape:
         else:
             edge = Edge(bytes, size)
             out = Buffer(self, bytes, size, edge, name)
-            self.nodes.append(((edge,), edges, saved, temporary, shares, weight, cast, name))
+            self.nodes.append(((edge,), edges, saved, temporary, shares, weight, name))
         if during:
             Buffer(self, during, 1, None, name)
         return out
@@ -129,7 +128,7 @@ class Tape:
         """Part of x, without memory of its own; its gradient is scattered into one of x's shape."""
         edge = Edge(bytes, x.size) if x.edge is not None else None
         if edge is not None and x.edge is not None:
-            self.nodes.append(((edge,), [x.edge], (), 0, 0, 0, 0, "slice"))
+            self.nodes.append(((edge,), [x.edge], (), 0, 0, 0, "slice"))
         return Buffer(self, bytes, x.size, edge, x.name, base=x)
 
     def add_into(self, x: Buffer, y: Buffer) -> Buffer:
@@ -137,7 +136,7 @@ class Tape:
         edges = [b.edge for b in (x, y) if b.edge is not None]
         edge = Edge(x.bytes, x.size) if edges else None
         if edge is not None:
-            self.nodes.append(((edge,), edges, (), 0, SAME, 0, 0, "add_"))
+            self.nodes.append(((edge,), edges, (), 0, SAME, 0, "add_"))
         return Buffer(self, x.bytes, x.size, edge, x.name, base=x)
 
     def split(self, x: Buffer, sizes: Sequence[int]) -> list[Buffer]:
@@ -145,7 +144,7 @@ class Tape:
         if x.edge is None:
             return [Buffer(self, bytes, x.size, None, x.name, base=x) for bytes in sizes]
         edges = tuple(Edge(bytes, x.size) for bytes in sizes)
-        self.nodes.append((edges, [x.edge], (), 0, 0, 0, 0, "split"))
+        self.nodes.append((edges, [x.edge], (), 0, 0, 0, "split"))
         return [Buffer(self, edge.bytes, x.size, edge, x.name, base=x) for edge in edges]
 
     def backward(self, end: Edge | None) -> None:
@@ -154,13 +153,13 @@ class Tape:
             return
         flowing = {end: Buffer(self, end.bytes, end.size, None, "gradient")}
         while self.nodes:
-            outs, inputs, saved, temporary, shares, weight, cast, name = self.nodes.pop()
+            outs, inputs, saved, temporary, shares, weight, name = self.nodes.pop()
             parts = [flowing.pop(edge) for edge in outs if edge in flowing]
             if not parts:
                 continue
             gradient = parts[0]
             during = Buffer(self, temporary, 1, None, name) if temporary else None
-            made = Buffer(self, cast or weight, 1, None, "weight gradient") if weight else None
+            made = Buffer(self, weight, 1, None, "weight gradient") if weight else None
             for edge in inputs:
                 same = (
                     shares
@@ -172,8 +171,6 @@ class Tape:
                 del passed
             del gradient, parts, during, saved
             if made is not None:
-                if cast:
-                    made = Buffer(self, weight, 1, None, "weight gradient")
                 if not self.accumulate:
                     self.grads.append(made)
                 made = None

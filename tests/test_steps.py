@@ -63,9 +63,18 @@ def test_every_regime_on_a_cpu(
     assert norms and all(norm > 0 for norm in norms)
 
 
-@pytest.mark.parametrize(("method", "tuning", "precision"), REGIMES)
-def test_every_regime_on_meta(method: str, tuning: str, precision: str) -> None:
-    checkpointing = len(method + tuning + precision) % 2 == 0
+# Tracing is slow, and what a method does depends little on the types: not all of the product.
+ON_META = [
+    *(("sft", tuning, precision) for method, tuning, precision in REGIMES if method == "sft"),
+    *((method, tuning, "bf16-mixed") for method in TRAINING[:-1] for tuning in TUNINGS),
+]
+
+
+@pytest.mark.parametrize(("method", "tuning", "precision"), ON_META)
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_every_regime_on_meta(
+    method: str, tuning: str, precision: str, checkpointing: bool
+) -> None:
     knobs = {"tuning": tuning, "precision": precision, "checkpointing": checkpointing}
     figures = figures_of(tiny_plan(method, **SMALL, **knobs), META)
     assert all(value.is_meta and value.shape == () for value in figures.values())
@@ -85,7 +94,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ppo", {"ptx_batch": 3}),
     ("ppo", {"offload": ("reference", "reward", "critic", "optimizer")}),
     ("ppo", {"rollout": "vllm"}),
-    ("ppo", {"empty_cache": True, "score_batch": 4}),
+    ("ppo", {"empty_cache": True, "score_batch": 2}),
     ("ppo", {"padding": "none", "loss": "chunked"}),
     ("ppo", {"padding": "packed", "attention": "flash"}),
     ("grpo", {"reward_model": "rule", "loss": "fused"}),
@@ -105,7 +114,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("method", "knobs"), VARIANTS)
 @pytest.mark.parametrize("device", [CPU, META], ids=str)
 def test_every_variant(method: str, knobs: dict[str, Any], device: torch.device) -> None:
-    figures = figures_of(tiny_plan(method, **knobs), device)
+    figures = figures_of(tiny_plan(method, **{**SMALL, **knobs}), device)
     if device is CPU:
         assert all(math.isfinite(value) for value in figures.values())
 
@@ -117,13 +126,13 @@ ARCHITECTURES = (
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("device", [CPU, META], ids=str)
-def test_every_architecture(name: str, device: torch.device) -> None:
+def test_every_architecture(name: str) -> None:
     model = tiny_model(name)
     for tuning in ("full", "lora"):
-        figures = figures_of(tiny_plan("ppo", model, tuning=tuning, precision="bf16"), device)
-        if device is CPU:
-            assert all(math.isfinite(value) for value in figures.values())
+        plan = tiny_plan("ppo", model, **SMALL, tuning=tuning, precision="bf16")
+        assert all(math.isfinite(value) for value in figures_of(plan).values())
+        plan = tiny_plan("sft", model, **SMALL, tuning=tuning, precision="bf16")
+        figures_of(plan, META)
 
 
 class Phases(Recorder):
@@ -256,6 +265,7 @@ def test_logprobs_without_whole_logits(
 
 
 def test_fused_logprobs_as_in_trl() -> None:
+    pytest.importorskip("trl.trainer.utils")
     trl = pytest.importorskip("trl.kernels.chunked_logprob")
     torch.manual_seed(0)
     weight, ids = torch.randn(50, 8, requires_grad=True), torch.randint(50, (20,))

@@ -1,0 +1,56 @@
+"""`fitcheck dryrun`: the report of a traced step, its files, and what is said without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fitcheck import FitCheckError, check, resolve, worker
+from fitcheck.cli import main
+from fitcheck.report import ALLOCATED, Report
+
+SMALL = ["smollm2-135m", "--method", "sft", "--sequence", "256", "--batch", "2"]
+
+
+@pytest.mark.oracle
+def test_report_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [f"--{kind}={tmp_path / kind}" for kind in ("svg", "html", "snapshot")]
+    assert main(["dryrun", *SMALL, "--gpu", "4090", "--json", *files]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["source"] == "dry-run" and values["verdict"] == "fits"
+    estimate = check("smollm2-135m", gpu="4090", method="sft", sequence=256, batch=2)
+    assert abs(estimate.allocated_bytes / values["allocated_bytes"] - 1) < 0.02
+    assert values["reserved_bytes"] >= values["allocated_bytes"]
+    guessed = {p.name: max(m.part(ALLOCATED) for m in p.moments) for p in estimate.phases}
+    assert [phase["name"] for phase in values["phases"]] == list(guessed)
+    assert (tmp_path / "svg").read_text().startswith("<svg")
+    assert "<svg" in (tmp_path / "html").read_text()
+    assert (tmp_path / "snapshot").stat().st_size > 10_000
+    plan = resolve("smollm2-135m", gpu="4090", method="sft", sequence=256, batch=2)
+    assert Report.from_json(values, plan).peak_bytes == values["peak_bytes"]
+
+
+@pytest.mark.oracle
+def test_out_of_memory_names_phase_and_module(capsys: pytest.CaptureFixture[str]) -> None:
+    card = ["--gpu", "gtx 1050 ti"]  # 4 GB
+    assert main(["dryrun", "qwen2.5-0.5b", "--method", "sft", "--sequence", "512", *card]) == 1
+    out = capsys.readouterr().out
+    assert "DOES NOT FIT" in out
+    assert "runs out of memory in update." in " ".join(out.split())
+
+
+def test_without_torch_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "find_spec", lambda name: None)
+    with pytest.raises(FitCheckError) as fault:
+        worker.dry_run(resolve("gpt2", gpu="4090", method="sft", sequence=256))
+    assert "needs torch" in fault.value.message
+    assert "fitcheck-rlhf[bench]" in fault.value.hint
+
+
+@pytest.mark.oracle
+def test_a_file_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["dryrun", *SMALL, "--gpu", "4090", f"--svg={tmp_path / 'no' / 'x.svg'}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: cannot write")
