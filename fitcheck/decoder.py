@@ -15,7 +15,6 @@ from fitcheck.model import Model
 from fitcheck.tape import Buffer
 from fitcheck.weights import has_closed_form
 
-
 # (architecture, LoRA targets) that PEFT 0.21 cannot adapt, or not run.
 NO_LORA = {("phimoe", "all-linear"), ("afmoe", "attention")}
 

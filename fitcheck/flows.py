@@ -18,27 +18,31 @@ class Flow(NamedTuple):
 
     block: str = "pre_norm"  # the order of a layer: decoder.py
     norm: str = "rms_norm"  # norms.py
+    scaled_stream: bool = False  # what a block adds to the residual stream is multiplied first
+
     attention: str = "separate"  # how queries, keys and values come to be: attention.py
     qk_norm: str = "each"  # right after its projection; "all" three first; "rotated"; "wide"
-    rope: str = "halves"  # attention.py; "" for none
+    scaled_queries: str = ""  # multiplied "before" or "after" they are rotated
+    rope: str = "halves"  # rope.py; "" for none
     rotary: float = 1.0  # share of a head that is rotated
+    heads_first: bool = False  # queries and keys lie head by head, as cat has written them
+
+    kernel: str = ""  # "eager": transformers runs it without scaled_dot_product_attention
+    wide_scores: bool = False  # eager: queries and keys in fp32
+    softcap: bool = False  # eager: tanh on the scores
+    sinks: bool = False  # eager: a learned logit a head beside the scores
+    narrow_softmax: bool = False  # eager: in the scores' own type
+    stepwise: bool = False  # eager: the softmax and its cast are two lines
+    returns_weights: bool = False  # a layer's weights stay until the next one has run
+
     mlp: str = "gated"  # decoder.py
+    activation: str = ""  # where the model's row names none
     router: str = ""  # mixture.py
-    expert_gate: str = "swiglu"
-    adapted_experts: bool = False  # PEFT 0.21 puts LoRA of all-linear on experts and router
+    expert_gate: str = "swiglu"  # mixture.py
     shared_last: bool = False  # the shared experts run after the routed ones
     shared_gate: bool = False  # and are scaled by a gate
-    activation: str = ""  # where the model's row names none
-    kernel: str = ""  # "eager": transformers runs it without scaled_dot_product_attention
-    sinks: bool = False  # a learned logit a head beside the scores of attention
-    returns_weights: bool = False  # layers hand on attention weights, kept to the next one's end
-    softcap: bool = False  # tanh on the scores of attention
-    scaled_queries: str = ""  # multiplied "before" or "after" they are rotated
-    heads_first: bool = False  # queries and keys lie head by head, as cat has written them
-    wide_scores: bool = False  # of eager attention: queries and keys in fp32
-    narrow_softmax: bool = False  # of eager attention: in the scores' own type
-    stepwise: bool = False  # of eager attention: the softmax and its cast are two lines
-    scaled_stream: bool = False  # what a block adds is multiplied first
+    adapted_experts: bool = False  # PEFT 0.21 puts LoRA of all-linear on experts and router
+
     casts_anew: bool = False  # linear layers whose autocast casts are not cached
     logits: str = ""  # what follows the head: heads.py
 
@@ -52,14 +56,6 @@ _OLMO2 = Flow(block="post_norm", norm="wide_rms_norm", qk_norm="wide", rope="wid
 _COHERE = Flow(block="stablelm", norm="cohere_norm", qk_norm="all", rope="upcast", logits="scale")
 _MOE = Flow(router="softmax_router", adapted_experts=True)
 _SIGMOID = Flow(router="sigmoid_router", shared_last=True, adapted_experts=True)
-_AFMOE = Flow(
-    block="sandwich",
-    norm="wide_rms_norm",
-    attention="gated_separate",
-    qk_norm="all",
-    router="minimax_router",
-    adapted_experts=True,
-)
 _MLA = Flow(attention="latent", rope="pairs", heads_first=True)
 _DEEPSEEK = _MLA._replace(router="sigmoid_router", shared_last=True, adapted_experts=True)
 
@@ -71,13 +67,26 @@ FLOWS: dict[str, Flow] = {
         ),
         LLAMA,
     ),
+    "afmoe": Flow(
+        block="sandwich",
+        norm="wide_rms_norm",
+        attention="gated_separate",
+        qk_norm="all",
+        router="minimax_router",
+        adapted_experts=True,
+    ),
     "apertus": Flow(mlp="plain", qk_norm="all"),
     "arcee": Flow(mlp="plain"),
     "bloom": _GPT._replace(block="bloom_block", activation="bloom_gelu", returns_weights=True),
     "cohere": _COHERE,
     "cohere2": _COHERE,
+    "deepseek_v2": _DEEPSEEK._replace(rope="complex", router="deepseek_router"),
+    "deepseek_v3": _DEEPSEEK,
+    "dots1": _SIGMOID,
     "ernie4_5": Flow(rope="upcast_parts"),
+    "ernie4_5_moe": Flow(rope="upcast_parts", router="ernie_router", adapted_experts=True),
     "exaone4": Flow(block="post_norm", qk_norm="all"),
+    "exaone_moe": _SIGMOID._replace(qk_norm="all"),
     "falcon": Flow(
         block="falcon_block",
         norm="layer_norm",
@@ -87,16 +96,31 @@ FLOWS: dict[str, Flow] = {
         narrow_softmax=True,
         returns_weights=True,
     ),
+    "flex_olmo": _OLMO2._replace(router="softmax_router", adapted_experts=True),
     "gemma": _GEMMA,
     "gemma2": _GEMMA._replace(block="sandwich", kernel="eager", softcap=True, logits="softcapped"),
     "gemma3": _GEMMA._replace(block="sandwich"),
     "gemma3_text": _GEMMA._replace(block="sandwich"),
     "glm": _GLM,
     "glm4": _GLM._replace(block="sandwich"),
+    "glm4_moe": _SIGMOID._replace(rope="partial", rotary=0.5, qk_norm="all", heads_first=True),
+    "glm4_moe_lite": _DEEPSEEK,
     "gpt2": _GPT._replace(narrow_softmax=True, stepwise=True),
     "gpt_bigcode": _GPT,
     "gpt_neo": _GPT._replace(
         attention="separate", kernel="eager", wide_scores=True, stepwise=True, returns_weights=True
+    ),
+    "gpt_neox": _GPT._replace(
+        block="parallel_norms", rope="partial", rotary=0.25, heads_first=True
+    ),
+    "gpt_oss": Flow(
+        norm="wide_rms_norm",
+        router="top_softmax_router",
+        expert_gate="clamped_swiglu",
+        kernel="eager",
+        rope="pairs",
+        heads_first=True,
+        sinks=True,
     ),
     "gptj": Flow(
         block="parallel",
@@ -109,58 +133,37 @@ FLOWS: dict[str, Flow] = {
         stepwise=True,
         returns_weights=True,
     ),
-    "gpt_neox": _GPT._replace(
-        block="parallel_norms", rope="partial", rotary=0.25, heads_first=True
-    ),
     "granite": Flow(scaled_stream=True, logits="scale"),
+    "granitemoe": Flow(scaled_stream=True, router="granite_router", logits="scale"),
     "hunyuan_v1_dense": Flow(qk_norm="rotated"),
+    "hunyuan_v1_moe": Flow(qk_norm="rotated", router="hunyuan_router", adapted_experts=True),
+    "hy_v3": Flow(qk_norm="all", router="hy_router", shared_last=True),
     "jais2": Flow(norm="layer_norm", mlp="plain"),
+    "kimi_k25": _DEEPSEEK._replace(adapted_experts=False),
+    "mellum": _MOE,
+    "minimax_m2": _PARTIAL._replace(qk_norm="wide", router="minimax_router", adapted_experts=True),
     "mistral3": Flow(scaled_queries="after"),
+    "mixtral": Flow(router="wide_softmax_router", adapted_experts=True),
     "mpt": _GPT._replace(attention="mpt", activation="gelu", returns_weights=True),
     "nemotron": _PARTIAL._replace(norm="nemotron_norm", mlp="plain"),
     "olmo": Flow(norm="bare_norm", rope="wide"),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
+    "olmoe": _MOE._replace(qk_norm="wide"),
     "opt": Flow(block="opt", norm="layer_norm", rope="", mlp="plain", scaled_queries="before"),
     "phi": _PARTIAL._replace(
         block="parallel", norm="layer_norm", rope="partial_inline", mlp="plain"
     ),
     "phi3": Flow(attention="fused_slices", rope="joined", mlp="fused_gated", heads_first=True),
+    "phimoe": Flow(norm="layer_norm", router="sparsemixer"),
+    "qwen2_moe": _MOE._replace(shared_gate=True, adapted_experts=False),
+    "qwen3_moe": _MOE,
+    "qwen3_vl_moe": _MOE._replace(adapted_experts=False),
+    "solar_open": _SIGMOID,
     "stablelm": _PARTIAL._replace(
         block="stablelm", norm="layer_norm", rope="partial_inline", rotary=0.25, qk_norm="all"
     ),
     "starcoder2": Flow(norm="layer_norm", mlp="plain"),
     "vaultgemma": _GEMMA._replace(kernel="eager", softcap=True, logits="softcapped"),
     "youtu": _MLA,
-    "deepseek_v3": _DEEPSEEK,
-    "glm4_moe_lite": _DEEPSEEK,
-    "kimi_k25": _DEEPSEEK._replace(adapted_experts=False),
-    "deepseek_v2": _DEEPSEEK._replace(rope="complex", router="deepseek_router"),
-    "mixtral": Flow(router="wide_softmax_router", adapted_experts=True),
-    "qwen3_moe": _MOE,
-    "qwen3_vl_moe": _MOE._replace(adapted_experts=False),
-    "mellum": _MOE,
-    "olmoe": _MOE._replace(qk_norm="wide"),
-    "flex_olmo": _OLMO2._replace(router="softmax_router", adapted_experts=True),
-    "qwen2_moe": _MOE._replace(shared_gate=True, adapted_experts=False),
-    "granitemoe": Flow(scaled_stream=True, router="granite_router", logits="scale"),
-    "dots1": _SIGMOID,
-    "glm4_moe": _SIGMOID._replace(rope="partial", rotary=0.5, qk_norm="all", heads_first=True),
-    "exaone_moe": _SIGMOID._replace(qk_norm="all"),
-    "solar_open": _SIGMOID._replace(),
-    "ernie4_5_moe": Flow(rope="upcast_parts", router="ernie_router", adapted_experts=True),
-    "hunyuan_v1_moe": Flow(qk_norm="rotated", router="hunyuan_router", adapted_experts=True),
-    "hy_v3": Flow(qk_norm="all", router="hy_router", shared_last=True),
-    "minimax_m2": _PARTIAL._replace(qk_norm="wide", router="minimax_router", adapted_experts=True),
-    "phimoe": Flow(norm="layer_norm", router="sparsemixer"),
-    "gpt_oss": Flow(
-        norm="wide_rms_norm",
-        router="top_softmax_router",
-        expert_gate="clamped_swiglu",
-        kernel="eager",
-        rope="pairs",
-        heads_first=True,
-        sinks=True,
-    ),
-    "afmoe": _AFMOE,
 }

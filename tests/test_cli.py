@@ -87,6 +87,7 @@ def test_a_closed_pipe_is_no_error() -> None:
         with subprocess.Popen(
             [sys.executable, "-m", "fitcheck", *words],
             cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         ) as run:

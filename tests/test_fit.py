@@ -324,7 +324,7 @@ def test_an_uncovered_reward_model_or_critic_is_refused() -> None:
             check("llama-3.1-8b", gpu="4090", **{name: mamba})
 
 
-def test_memory_grows_by_the_token(capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_grows_by_the_token() -> None:
     """Inference of one more token of context: its KV cache, and what the prefill needs for it."""
     llama = catalog.find_model("llama-3.1-8b")
     few, more = (answer(method="inference", context=n) for n in (4096, 8192))

@@ -356,11 +356,11 @@ def test_k3_is_an_unbiased_kl() -> None:
 
 
 def test_preference_losses_by_hand() -> None:
-    policy, reference = torch.tensor([-1.0, -5.0, -2.0, -3.0]), torch.tensor([-2.0, -4.0, -2.0, -6])
+    policy, reference = torch.tensor([-1.0, -2.0, -5.0, -3.0]), torch.tensor([-2.0, -2.0, -4.0, -6])
     margins = [0.1 * (1 - 0), 0.1 * (-1 - 3)]  # chosen less rejected, each against the reference
     expected = sum(math.log1p(math.exp(-margin)) for margin in margins) / 2
     assert float(losses.preference_loss(policy, reference)) == pytest.approx(expected)
-    scores = torch.tensor([1.0, 0.0, -1.0, 2.0])
+    scores = torch.tensor([1.0, -1.0, 0.0, 2.0])
     expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(2))) / 2
     assert float(losses.ranking_loss(scores)) == pytest.approx(expected)
 

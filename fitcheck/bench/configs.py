@@ -44,8 +44,9 @@ def config_from(model: Model) -> PretrainedConfig:
         shape["head_dim"] = model.head_dim  # read even where the class does not declare it
     shape |= _OWN.get(model_type, lambda _: {})(model)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if isinstance(getattr(defaults, name, None), int) and name not in shape:
-            shape[name] = None  # of no use here, and those of the class may exceed the vocabulary
+        token = getattr(defaults, name, None)
+        if isinstance(token, int) and token >= model.vocab_size:
+            shape[name] = 0  # a default of the class, outside of this vocabulary
     for name, value in vars(defaults).items():
         if isinstance(value, float) and name.endswith(("dropout", "pdrop", "dropout_prob")):
             shape[name] = 0.0

@@ -38,7 +38,7 @@ FLOAT = _names(
     softplus layer_norm group_norm rms_norm logsumexp cosine_similarity cross_entropy nll_loss
     kl_div mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits cdist"""
 )
-FLOAT_RESULT = _names("softmax log_softmax sum prod cumsum cumprod norm vector_norm")
+FLOAT_RESULT = _names("softmax log_softmax sum prod cumsum cumprod norm linalg_vector_norm")
 WIDEST = _names("addcdiv addcmul bilinear cross dot index_put scatter_add tensordot")
 
 

@@ -33,7 +33,7 @@ def dpo(plan: Plan, roles: Roles, recorder: Recorder) -> dict[str, Tensor]:
 
 
 def _pair_loss(plan: Plan, roles: Roles, pairs: Batch, recorder: Recorder) -> Tensor:
-    """The loss of a micro-batch: the chosen answers in its first half, the rejected after them."""
+    """The loss of a micro-batch: rows of a chosen answer, then of the one rejected for it."""
     policy = roles.policy.train()
     logprobs = token_logprobs(
         policy, pairs, 1, plan.loss, lambda name: recorder.phase(f"update.{name}")

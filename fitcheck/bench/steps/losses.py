@@ -51,18 +51,18 @@ def whitened(x: Tensor, keep_mean: bool = False) -> Tensor:
 def preference_loss(policy: Tensor, reference: Tensor, beta: float = 0.1) -> Tensor:
     """DPO's loss (arXiv 2305.18290, equation 7) from sums of log-probabilities.
 
-    Both [2 x pairs]: the chosen sequences, then the rejected ones.
+    Both [2 x pairs]: a chosen sequence, then the one rejected for it.
     """
-    chosen, rejected = (policy - reference).chunk(2)
+    chosen, rejected = (policy - reference).view(-1, 2).unbind(1)
     return -F.logsigmoid(beta * (chosen - rejected)).mean()
 
 
 def ranking_loss(scores: Tensor) -> Tensor:
     """Bradley-Terry: -log sigmoid of chosen minus rejected (arXiv 2203.02155, equation 1).
 
-    Scores [2 x pairs]: of the chosen sequences, then of the rejected ones.
+    Scores [2 x pairs]: of a chosen sequence, then of the one rejected for it.
     """
-    chosen, rejected = scores.chunk(2)
+    chosen, rejected = scores.view(-1, 2).unbind(1)
     return -F.logsigmoid(chosen - rejected).mean()
 
 
