@@ -41,10 +41,54 @@ def types(module: nn.Module) -> set[torch.dtype]:
 
 # Architectures
 
-BUILT = """llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 gpt2 gpt_neox gpt_neo gptj opt
-bloom falcon mpt stablelm starcoder2 olmo olmo2 olmo3 cohere cohere2 granite mixtral qwen3_moe
-qwen2_moe olmoe granitemoe deepseek_v2 deepseek_v3 gpt_oss glm glm4 glm4_moe smollm3 nemotron
-gpt_bigcode exaone4 apertus arcee seed_oss hunyuan_v1_dense ernie4_5 phimoe""".split()
+BUILT = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "gpt2",
+    "gpt_neox",
+    "gpt_neo",
+    "gptj",
+    "opt",
+    "bloom",
+    "falcon",
+    "mpt",
+    "stablelm",
+    "starcoder2",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "cohere",
+    "cohere2",
+    "granite",
+    "mixtral",
+    "qwen3_moe",
+    "qwen2_moe",
+    "olmoe",
+    "granitemoe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "gpt_oss",
+    "glm",
+    "glm4",
+    "glm4_moe",
+    "smollm3",
+    "nemotron",
+    "gpt_bigcode",
+    "exaone4",
+    "apertus",
+    "arcee",
+    "seed_oss",
+    "hunyuan_v1_dense",
+    "ernie4_5",
+    "phimoe",
+]
 
 
 def smallest(model_type: str) -> str:
