@@ -26,7 +26,6 @@ class Attend(Rope):
         masked = (masked or s.masked) and length > 1
         if masked and kernel == "flash":
             kernel = s.masked_kernel
-        views = heads if masked and kv_heads == 1 else 1  # a cast writes out a single repeated head
         if kv_heads != heads and (masked or dim > 256):  # use_gqa_in_sdpa of transformers
             k, v = self.repeat(k, heads, kv_heads), self.repeat(v, heads, kv_heads)
             kv_heads = heads
@@ -35,13 +34,12 @@ class Attend(Rope):
         if kernel == "efficient" and kv_heads != heads and length > 1:
             kernel = "math"  # it does not know grouped heads
         c = s.compute if s.autocast else q.size
-        cast_q, cast_k, cast_v = self.cast(q, c), self.spread(k, c, views), self.spread(v, c, views)
+        cast_q, cast_k, cast_v = self.cast(q, c), self.cast(k, c), self.cast(v, c)
         if kernel == "math":
             return self.math(cast_q, cast_k, cast_v, heads, kv_heads)
         call = Call(rows, length, reach, heads, kv_heads, dim, out_dim, c)
-        turned = (
-            kernel == "flash" and self.flow.heads_first and length > 1
-        )  # its output lies as queries do
+        # Flash attention's output lies in memory as the queries do.
+        turned = kernel == "flash" and self.flow.heads_first and length > 1
         bytes = self.tokens * heads * out_dim * c
         stats = tape.new(
             4 * rows * heads * up(length, 32 if kernel == "efficient" else 1), 4, name="logsumexp"
@@ -58,18 +56,12 @@ class Attend(Rope):
             keep.append(result)  # the kernel's backward reads its own output
         return self.copy("contiguous", result) if turned else result
 
-    def spread(self, x: Buffer, size: int, times: int) -> Buffer:
-        """A cast of one head seen as `times` heads, which writes it out so often."""
-        return (
-            x
-            if x.size == size
-            else self.tape.op("cast", [x], times * x.bytes // x.size * size, size)
-        )
-
     def repeat(self, x: Buffer, heads: int, kv_heads: int) -> Buffer:
         """repeat_kv: K or V for every query head; of a single head it is a view."""
-        if kv_heads in (1, heads):
+        if kv_heads == heads:
             return x
+        if kv_heads == 1:
+            return self.tape.expand(x, heads)
         reach = x.bytes // self.tokens * (self.tokens + self.rows * self.past)
         return self.tape.op("repeat_kv", [x], reach // kv_heads * heads, x.size)
 
@@ -83,7 +75,7 @@ class Attend(Rope):
         if self.flow.wide_scores:
             q, k = self.cast(q, 4), self.cast(k, 4)
         k, v = self.repeat(k, heads, kv_heads), self.repeat(v, heads, kv_heads)
-        copies = 0 if 1 < kv_heads < heads else heads // kv_heads
+        copies = 0 if 1 < kv_heads < heads else 1
         scores = self.scores(q, k, rows * heads * length * (length + self.past), copies)
         scores = self.scale(scores)
         if self.flow.softcap:

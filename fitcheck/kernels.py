@@ -101,9 +101,11 @@ def attention_forward(kernel: str, call: Call, card: Card) -> int:
 
 def attention_backward(kernel: str, call: Call, card: Card) -> int:
     """Hidden bytes of the backward of one attention call."""
-    rows, length, reach, heads, kv_heads, dim, _, size = call
+    rows, length, reach, heads, kv_heads, dim, out_dim, size = call
     if kernel == "efficient":
-        return 4 * rows * heads * (length + _efficient_floats(call, card))
+        kernels = 4 * rows * heads * (length + _efficient_floats(call, card))
+        # dO x O of fp32 is made beforehand, not by the kernel: attention_backward.cu
+        return max(kernels, 4 * rows * heads * length * (out_dim + 2)) if size == 4 else kernels
     # dO x O and dQ in fp32, dK and dV for every query head: flash_api.cpp, mha_bwd
     expanded = 2 * rows * reach * heads * dim * size if kv_heads != heads else 0
     return 4 * rows * heads * up(length, 128) * (1 + _flash_width(dim)) + expanded

@@ -136,9 +136,8 @@ class Block:
 
     def bloom_gelu(self, x: Buffer) -> Buffer:
         """GeLUFunction: an autograd function of its own, whose formula runs in Python both ways."""
-        return self.tape.op(
-            "gelu", [x], x.bytes, x.size, saved=[x], during=3 * x.bytes, temporary=5 * x.bytes
-        )
+        steps = {"during": 3 * x.bytes, "temporary": 4 * x.bytes}
+        return self.tape.op("gelu", [x], x.bytes, x.size, saved=[x], **steps)
 
     def xielu(self, x: Buffer) -> Buffer:
         """XIELUActivation, a formula: a x x + b x, or (expm1(min(x, e)) - x) c + b x below 0."""

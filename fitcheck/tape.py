@@ -131,6 +131,13 @@ class Tape:
             self.nodes.append(((edge,), [x.edge], (), 0, 0, 0, "slice"))
         return Buffer(self, bytes, x.size, edge, x.name, base=x)
 
+    def expand(self, x: Buffer, times: int) -> Buffer:
+        """x seen `times` as large, without memory of its own; its gradient is summed."""
+        edge = Edge(times * x.bytes, x.size) if x.edge is not None else None
+        if edge is not None and x.edge is not None:
+            self.nodes.append(((edge,), [x.edge], (), 0, 0, 0, "expand"))
+        return Buffer(self, times * x.bytes, x.size, edge, x.name, base=x)
+
     def add_into(self, x: Buffer, y: Buffer) -> Buffer:
         """x += y: x's own memory, and the gradient goes to both."""
         edges = [b.edge for b in (x, y) if b.edge is not None]

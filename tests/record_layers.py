@@ -77,6 +77,8 @@ def build(model: Model, dtype: torch.dtype, device: str, attention: str, tuning:
     text = config.get_text_config()
     if len(model.kv_cache_groups or ()) == 2 and hasattr(text, "layer_types"):
         text.layer_types = ["sliding_attention", "full_attention"]
+    if model.attention.kv_lora_rank is not None:
+        text.head_dim = text.qk_rope_head_dim  # the part of a head that is rotated
     if model.moe is not None:
         text.num_experts_per_tok = model.moe.experts_per_token
     kind = getattr(transformers, model.architecture_class or "")
@@ -148,9 +150,10 @@ def measured(
 ) -> dict[str, int]:
     """Peaks and kept bytes of one layer, its input included, in the words of activations.Cost."""
     found: dict[str, int] = {}
-    with region(), torch.no_grad():  # the second of two: a model holds what the first one returned
+    with region(), torch.no_grad():
         before = call(torch.empty_like(like))
-        before = before[1:] if isinstance(before, tuple) else None
+    before = before[1:] if isinstance(before, tuple) else None
+    with region(), torch.no_grad():  # a model holds what the layer before returned
         base = meter.held() - held_by(before)
         meter.reset()
         call(torch.empty_like(like))
