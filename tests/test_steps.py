@@ -306,6 +306,17 @@ def test_ppo_begins_at_the_reference(reference: str) -> None:
     assert float(figures["kl"]) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("tuning", ["lora", "qlora"])
+def test_the_reference_has_no_adapter(tuning: str) -> None:
+    """As long as the adapter adds nothing, policy and reference agree; then they do not."""
+    for method, name, agreed in (("dpo", "loss", math.log(2)), ("ppo", "kl", 0.0)):
+        roles = built(tiny_plan(method, tuning=tuning, precision="fp32"))
+        assert float(run_step(roles.plan, roles)[name]) == pytest.approx(agreed, abs=1e-5)
+        for parameter in roles.policy_training.parameters:
+            torch.nn.init.normal_(parameter, std=0.2)
+        assert abs(float(run_step(roles.plan, roles)[name]) - agreed) > 1e-2
+
+
 def test_ppo_departs_from_the_reference() -> None:
     plan = tiny_plan("ppo", precision="fp32", epochs=3)
     roles = built(plan)
@@ -417,10 +428,11 @@ def test_micro_batches_add_up(method: str) -> None:
     found = []
     for micro in (1, 4):
         plan = tiny_plan(method, precision="fp32", micro_batch=micro, optimizer="sgd")
-        roles, _ = stepped(plan, lr=1.0)
-        found.append(roles.policy_training.parameters)
+        roles, figures = stepped(plan, lr=1.0)
+        found.append([v for name, v in figures.items() if name.endswith("gradient_norm")])
+        found[-1] += roles.policy_training.parameters
         if roles.critic_training:
-            found[-1] = found[-1] + roles.critic_training.parameters
+            found[-1] += roles.critic_training.parameters
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 

@@ -82,3 +82,9 @@ def takes_positions(model: nn.Module) -> bool:
 def slices(start: int, stop: int, size: int) -> list[slice]:
     """Consecutive slices of that size."""
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What a model calls its key-value cache: `cache` from transformers 5.24 on."""
+    named = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in named else "past_key_values"

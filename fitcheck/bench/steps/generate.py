@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from fitcheck.bench.recorder import Recorder
 from fitcheck.bench.roles import Roles
-from fitcheck.bench.steps.batches import Batch, positions, takes_positions
+from fitcheck.bench.steps.batches import Batch, cache_argument, positions, takes_positions
 
 
 @torch.no_grad()
@@ -38,11 +38,9 @@ def generate(roles: Roles, prompts: Batch, response: int, recorder: Recorder) ->
 
 def _next_token(policy: Any, ids: Tensor, mask: Tensor | None, cache: DynamicCache) -> Tensor:
     """One sampled token behind each row [rows, 1]; the cache takes in the keys and values."""
-    arguments: dict[str, Any] = {"attention_mask": mask}
+    arguments: dict[str, Any] = {"attention_mask": mask, cache_argument(policy): cache}
     if mask is not None and takes_positions(policy):
         arguments["position_ids"] = positions(mask)[:, -ids.shape[1] :]
-    logits = policy(
-        ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **arguments
-    ).logits[:, -1]
+    logits = policy(ids, use_cache=True, logits_to_keep=1, **arguments).logits[:, -1]
     probabilities = torch.softmax(logits.float(), dim=-1)
     return torch.multinomial(probabilities, num_samples=1)
