@@ -42,6 +42,7 @@ class Flow(NamedTuple):
     shared_last: bool = False  # the shared experts run after the routed ones
     shared_gate: bool = False  # and are scaled by a gate
     adapted_experts: bool = False  # PEFT 0.21 puts LoRA of all-linear on experts and router
+    fp32: tuple[str, ...] = ()  # weights that a 16-bit model keeps in fp32, by their last name
 
     casts_anew: bool = False  # linear layers whose autocast casts are not cached
     logits: str = ""  # what follows the head: heads.py
@@ -55,9 +56,11 @@ _GLM = _PARTIAL._replace(rope="partial_own", mlp="fused_gated", qk_norm="all")
 _OLMO2 = Flow(block="post_norm", norm="wide_rms_norm", qk_norm="wide", rope="wide")
 _COHERE = Flow(block="stablelm", norm="cohere_norm", qk_norm="all", rope="upcast", logits="scale")
 _MOE = Flow(router="softmax_router", adapted_experts=True)
-_SIGMOID = Flow(router="sigmoid_router", shared_last=True, adapted_experts=True)
+_SIGMOID = Flow(router="sigmoid_router", shared_last=True, adapted_experts=True, fp32=("gate",))
 _MLA = Flow(attention="latent", rope="pairs", heads_first=True)
-_DEEPSEEK = _MLA._replace(router="sigmoid_router", shared_last=True, adapted_experts=True)
+_DEEPSEEK = _MLA._replace(
+    router="sigmoid_router", shared_last=True, adapted_experts=True, fp32=("gate",)
+)
 
 FLOWS: dict[str, Flow] = {
     **dict.fromkeys(
@@ -74,6 +77,7 @@ FLOWS: dict[str, Flow] = {
         qk_norm="all",
         router="minimax_router",
         adapted_experts=True,
+        fp32=("expert_bias",),
     ),
     "apertus": Flow(mlp="plain", qk_norm="all"),
     "arcee": Flow(mlp="plain"),
@@ -84,7 +88,12 @@ FLOWS: dict[str, Flow] = {
     "deepseek_v3": _DEEPSEEK,
     "dots1": _SIGMOID,
     "ernie4_5": Flow(rope="upcast_parts"),
-    "ernie4_5_moe": Flow(rope="upcast_parts", router="ernie_router", adapted_experts=True),
+    "ernie4_5_moe": Flow(
+        rope="upcast_parts",
+        router="ernie_router",
+        adapted_experts=True,
+        fp32=("gate", "e_score_correction_bias"),
+    ),
     "exaone4": Flow(block="post_norm", qk_norm="all"),
     "exaone_moe": _SIGMOID._replace(qk_norm="all"),
     "falcon": Flow(
@@ -125,19 +134,19 @@ FLOWS: dict[str, Flow] = {
     "gptj": Flow(
         block="parallel",
         norm="layer_norm",
-        rope="partial_inline",
+        rope="partial_repeated",
         rotary=0.25,
         mlp="plain",
-        kernel="eager",
         wide_scores=True,
         stepwise=True,
-        returns_weights=True,
     ),
     "granite": Flow(scaled_stream=True, logits="scale"),
     "granitemoe": Flow(scaled_stream=True, router="granite_router", logits="scale"),
     "hunyuan_v1_dense": Flow(qk_norm="rotated"),
-    "hunyuan_v1_moe": Flow(qk_norm="rotated", router="hunyuan_router", adapted_experts=True),
-    "hy_v3": Flow(qk_norm="all", router="hy_router", shared_last=True),
+    "hunyuan_v1_moe": Flow(
+        qk_norm="rotated", router="hunyuan_router", adapted_experts=True, fp32=("wg",)
+    ),
+    "hy_v3": Flow(qk_norm="all", router="hy_router", shared_last=True, fp32=("gate",)),
     "jais2": Flow(norm="layer_norm", mlp="plain"),
     "kimi_k25": _DEEPSEEK._replace(adapted_experts=False),
     "mellum": _MOE,

@@ -41,7 +41,7 @@ def _loading(plan: Plan, role: Role) -> Term:
     """from_pretrained reads a model on the CPU, one at a time, before it moves to the card."""
     size = memory.total(memory.weight_sizes(role))
     if role.stored != "plain":  # quantized on the card from 16-bit weights
-        size = 2 * sum(prod(s) * n for s, n, _ in memory.base_tensors(role.model, role.head))
+        size = 2 * sum(prod(s) * n for s, n, _, _ in memory.base_tensors(role.model, role.head))
     elif plan.quant:  # the checkpoint itself has that type
         size = quants.weight_bytes(role.model, plan.quant)
     return Term("loading", role.name, size, "read on the CPU, then moved to the card")

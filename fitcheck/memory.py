@@ -42,7 +42,7 @@ class Role(NamedTuple):
     targets: str | tuple[str, ...] = "all-linear"
 
 
-Tensors = tuple[tuple[tuple[int, ...], int, str], ...]  # (shape, copies, kind)
+Tensors = tuple[tuple[tuple[int, ...], int, str, bool], ...]  # (shape, copies, kind, in fp32?)
 Sizes = list[tuple[int, int]]  # (bytes of one tensor, copies)
 Trained = list[tuple[tuple[int, ...], int, int, str]]  # (shape, copies, bytes per element, kind)
 
@@ -51,21 +51,25 @@ Trained = list[tuple[tuple[int, ...], int, int, str]]  # (shape, copies, bytes p
 def base_tensors(model: Model, head: str) -> Tensors:
     """Tensors of the base and its head; an architecture without closed form is one lump."""
     if has_closed_form(model):
+        flow = FLOWS.get(model.model_type)
+        wide = flow.fp32 if flow else ()
         found = [
-            (w.shape, w.copies, w.kind)
+            (w.shape, w.copies, w.kind, w.name.rpartition(".")[2] in wide)
             for w in weights(model)
             if w.kind != "head" or head in ("lm", "value")
         ]
     else:
         lump = model.params if head in ("lm", "value") else model.backbone_params
-        found = [((lump,), 1, "linear")]
+        found = [((lump,), 1, "linear", False)]
     if head in ("score", "value"):
-        found.append(((1, model.score_head_params), 1, "score"))
+        found.append(((1, model.score_head_params), 1, "score", False))
     return tuple(found)
 
 
 @lru_cache(maxsize=4096)
-def adapter_tensors(model: Model, rank: int, targets: str | tuple[str, ...]) -> Tensors:
+def adapter_tensors(
+    model: Model, rank: int, targets: str | tuple[str, ...]
+) -> tuple[tuple[tuple[int, ...], int, str], ...]:
     """LoRA's A and B of every targeted linear (arXiv 2106.09685): rank x inputs, outputs x rank."""
     place, flow = LAYOUTS[model.model_type].attention, FLOWS.get(model.model_type)
     experts = flow is not None and flow.adapted_experts and targets == "all-linear"
@@ -132,9 +136,10 @@ def weight_sizes(role: Role) -> Sizes:
     if not role.base:
         return [(role.model.score_head_params * role.adapter, 1)] if role.head == "score" else []
     sizes = []
-    for shape, copies, kind in base_tensors(role.model, role.head):
+    for shape, copies, kind, wide in base_tensors(role.model, role.head):
         stored = role.stored if kind == "linear" else "plain"
         size = (role.adapter or role.weight) if kind == "score" else role.weight
+        size = 4 if wide else size
         sizes += [(part, copies) for part in stored_sizes(shape, size, stored)]
     if role.model.model_type == "gpt_neo":  # each layer holds a causal mask of its own, as a buffer
         sizes.append((role.model.max_position_embeddings**2, role.model.num_layers))
@@ -145,8 +150,8 @@ def trained(role: Role) -> Trained:
     """The tensors that get gradients; the towers of a vision model see no images here."""
     if role.tuning == "full":
         return [
-            (shape, copies, role.weight, kind)
-            for shape, copies, kind in base_tensors(role.model, role.head)
+            (shape, copies, 4 if wide else role.weight, kind)
+            for shape, copies, kind, wide in base_tensors(role.model, role.head)
             if kind != "tower"
         ]
     if not role.tuning:
@@ -181,7 +186,7 @@ def state_sizes(role: Role, optimizer: str, master: bool, paged: bool) -> Sizes:
         managed = optimizer.startswith("paged") and elements >= PAGED_FROM
         if managed != paged:
             continue
-        if master:
+        if master and size < 4:
             sizes.append((4 * elements, copies))
         states = _states(shape, elements, 4 if master else size, kind, optimizer)
         sizes += [(state, copies) for state in states]
@@ -219,7 +224,8 @@ def step_temporary(role: Role, optimizer: str, master: bool) -> tuple[int, str]:
     """(bytes, how) that the optimizer needs while it steps."""
     parts = trained(role)
     every = sum(prod(shape) * copies * (4 if master else size) for shape, copies, size, _ in parts)
-    copies32 = every if master else 0  # fp32 copies of 16-bit gradients
+    # fp32 copies of 16-bit gradients
+    copies32 = sum(4 * prod(s) * n for s, n, size, _ in parts if size < 4) if master else 0
     if optimizer == "adamw":
         return copies32 + every, "foreach: square roots of all second moments at once"
     if optimizer == "adafactor":
@@ -264,10 +270,13 @@ def kv_growth(model: Model, rows: int, tokens: int, bytes_per: int) -> int:
 def weights_why(role: Role) -> str:
     """The sum of a role's weights in words."""
     parts: dict[str, int] = {}
-    for shape, copies, kind in base_tensors(role.model, role.head) if role.base else ():
+    for shape, copies, kind, wide in base_tensors(role.model, role.head) if role.base else ():
         name = "linear" if kind == "linear" and role.stored != "plain" else "other"
+        name = "fp32" if wide and name == "other" and role.weight != 4 else name
         parts[name] = parts.get(name, 0) + prod(shape) * copies
     words = [f"{parts.get('other', 0):,} x {role.weight} B"]
+    if "fp32" in parts:
+        words.append(f"{parts['fp32']:,} kept in fp32")
     if "linear" in parts:
         words.append(f"{parts['linear']:,} in {role.stored}")
     return f"{role.model.id}: " + " + ".join(words)

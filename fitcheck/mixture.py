@@ -147,12 +147,14 @@ class Mixture(Block):
         m, s, tape, experts = self.model, self.setting, self.tape, self.moe.num_experts
         x = self.cast(x, 4) if wide else x
         name = self.layout.router.rpartition(".")[2]
+        weight = 4 if name in self.flow.fp32 else s.weight
         if self.adapts_experts and not self.layout.router_is_linear:
-            weight = tape.op("router adapter", [], experts * m.hidden_size * s.weight, s.weight,
-                             weight=s.rank * (experts + m.hidden_size) * s.adapter)  # fmt: skip
+            table = tape.op("router adapter", [], experts * m.hidden_size * weight, weight,
+                            weight=s.rank * (experts + m.hidden_size) * s.adapter)  # fmt: skip
             x = self.cast(x, size or (s.compute if s.autocast else x.size))
+            table = self.cast(table, x.size)
             return tape.op(
-                name, [x, weight], self.tokens * experts * x.size, x.size, saved=[x, weight]
+                name, [x, table], self.tokens * experts * x.size, x.size, saved=[x, table]
             )
         if self.layout.router_is_linear and s.adapter:
             return self.linear(self.layout.mixture, name, x, m.hidden_size, experts)
@@ -162,9 +164,9 @@ class Mixture(Block):
             m.hidden_size,
             experts,
             self.tokens,
-            s.weight,
+            weight,
             s.trains,
-            cached=not wide,
+            cached=not wide or weight == 4,
             size=size,
         )
 

@@ -69,10 +69,21 @@ class Rope(Norms):
 
     def partial_inline(self, q: Buffer, k: Buffer) -> tuple[Buffer, ...]:
         """As partial, within attention's own code, whose variables live to its end (phi)."""
+        return self.joined_inline(q, k, [], [])
+
+    def partial_repeated(self, q: Buffer, k: Buffer) -> tuple[Buffer, ...]:
+        """The same, with cos and sin written out for queries and for keys (gptj)."""
+        size = self.setting.stream
+        return self.joined_inline(q, k, self.tables(size), self.tables(size))
+
+    def joined_inline(
+        self, q: Buffer, k: Buffer, q_tables: list[Buffer], k_tables: list[Buffer]
+    ) -> tuple[Buffer, ...]:
         size = self.setting.stream
         turned_q, rest_q = self.parts(q)
         turned_k, rest_k = self.parts(k)
-        turned_q, turned_k = self.rotate(turned_q, size), self.rotate(turned_k, size)
+        turned_q = self.rotate(turned_q, size, q_tables)
+        turned_k = self.rotate(turned_k, size, k_tables)
         joined = self.cat([turned_q, rest_q])
         return joined, self.cat([turned_k, rest_k]), turned_q, rest_q, turned_k, rest_k
 

@@ -232,6 +232,9 @@ def _stays(kind: str, role: Role, optimizer: str, master: bool) -> Terms:
 def _quantized(role: Role, quant: str) -> Terms:
     """The weights of a model to run, in the type they are stored in."""
     model = role.model
+    if quant in quants.PLAIN:
+        size = memory.total(memory.weight_sizes(role))
+        return (Term("weights", role.name, size, partial(memory.weights_why, role)),)
     why = f"{model.id}: {model.params:,} parameters in {quant}, tensor by tensor"
     return (Term("weights", role.name, quants.weight_bytes(model, quant), why),)
 

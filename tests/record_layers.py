@@ -3,7 +3,7 @@
     python tests/record_layers.py            # on a machine with a CUDA card (or its stand-in)
     python tests/record_layers.py gemma2     # some architectures, beside those recorded before
 
-The committed file was recorded from the CUDA build of PyTorch 2.13.0 and transformers 5.23.0, run
+The committed file was recorded from the CUDA build of PyTorch 2.13.0 and transformers 5.24.0, run
 on the host without a card: real operators and kernel choice, with nothing computed. Two layers of
 the smallest catalog model of an architecture are built: one with a window or without experts first,
 where it has such layers. Bytes are those that the code asks for.

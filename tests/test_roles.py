@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -25,10 +26,13 @@ from fitcheck.bench.quantized import Int8Linear, NF4Linear  # noqa: E402
 from fitcheck.bench.steps import run_step  # noqa: E402
 from fitcheck.bench.steps.batches import Batch  # noqa: E402
 from fitcheck.bench.steps.logprobs import token_logprobs  # noqa: E402
-from fitcheck.catalog import find_model, model_entries  # noqa: E402
+from fitcheck.catalog import find_model, model_entries, models  # noqa: E402
 from fitcheck.errors import FitCheckError  # noqa: E402
-from fitcheck.model import VERIFIED  # noqa: E402
+from fitcheck.flows import FLOWS  # noqa: E402
+from fitcheck.memory import base_tensors  # noqa: E402
+from fitcheck.model import VERIFIED, Model  # noqa: E402
 from fitcheck.plan import OPTIMIZERS  # noqa: E402
+from tests.record_layers import build, cut  # noqa: E402
 from tests.tiny import CPU, META, MasksArePadded, built, tiny_model, tiny_plan  # noqa: E402
 
 pytestmark = pytest.mark.oracle
@@ -37,6 +41,12 @@ bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
 
 def types(module: nn.Module) -> set[torch.dtype]:
     return {p.dtype for p in module.parameters()}
+
+
+def in_fp32(model: Model) -> Counter[tuple[int, ...]]:
+    """Shapes of the weights that the estimate counts in fp32 whatever the model's type."""
+    tensors = base_tensors(model, "lm")
+    return Counter({shape: copies for shape, copies, _, wide in tensors if wide})
 
 
 # Architectures
@@ -103,7 +113,21 @@ def test_architecture_has_the_parameters_of_its_row(model_type: str) -> None:
     for headless, expected in ((False, model.params), (True, model.backbone_params)):
         module = empty_module(model, bf16, META, None, headless)
         assert sum(p.numel() for p in module.parameters()) == expected
-        assert types(module) == {bf16}
+        wide = Counter(tuple(p.shape) for p in module.parameters() if p.dtype != bf16)
+        assert wide == in_fp32(model)
+
+
+MIXTURES = sorted({m.model_type for m in models() if m.moe and m.is_verified} & set(FLOWS))
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_weights_kept_in_fp32_are_those_of_transformers(model_type: str) -> None:
+    """Two layers of every mixture with a flow, in bf16: the same tensors stay in fp32."""
+    model = cut(find_model(smallest(model_type)))
+    module = build(model, bf16, "meta", "sdpa", "full")
+    named = module.named_parameters()
+    wide = Counter(tuple(p.shape) for path, p in named if p.dtype == fp32 and "vis" not in path)
+    assert wide == in_fp32(model)
 
 
 def test_other_architectures_are_refused_with_a_reason() -> None:
