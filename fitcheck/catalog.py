@@ -181,11 +181,16 @@ def find_reward_model(text: str) -> RewardModel:
 
 def architecture(reward: RewardModel) -> Model:
     """The transformer under a reward model, under the reward model's id."""
+    return under_reward(reward.id, reward.root_base_model)
+
+
+def under_reward(name: str, base: str) -> Model:
+    """The transformer `base`, under the id of the reward model that stands on it."""
     for entry in model_entries():
-        if entry["id"] == reward.root_base_model:
-            return replace(model(entry), id=reward.id, name=reward.id.partition("/")[2])
+        if entry["id"] == base:
+            return replace(model(entry), id=name, name=name.partition("/")[2])
     raise FitCheckError(
-        f"{reward.id} stands on {reward.root_base_model}, whose sizes are not in the catalog",
+        f"{name} stands on {base}, whose sizes are not in the catalog",
         "choose another reward model; `fitcheck rewards` lists them",
     )
 

@@ -1,0 +1,151 @@
+"""Advice: never a higher peak, nothing in a combination that it can do without, exact ceilings."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import pytest
+
+from fitcheck import Plan, catalog, resolve
+from fitcheck.advice import Fix, ceilings, fixes
+from fitcheck.advice.ceiling import level
+from fitcheck.advice.changes import RANKS, family_of
+from fitcheck.advice.commands import card_name, command
+from fitcheck.advice.fix import judged
+from fitcheck.cli import parser
+from fitcheck.errors import FitCheckError
+from fitcheck.flags import plan_fields
+from fitcheck.names import card_sizes
+
+QUESTIONS: list[dict[str, Any]] = [
+    {"model": "llama-3.1-8b", "gpu": "4090"},
+    {"model": "llama-3.1-8b", "gpu": "4090", "tuning": "qlora", "lora_targets": "attention"},
+    {"model": "llama-3.2-1b", "gpu": "3060", "batch": 16, "micro_batch": 4, "minibatch": 8},
+    {"model": "qwen2.5-7b", "gpu": "3060", "method": "dpo", "tuning": "qlora", "micro_batch": 2},
+    {"model": "qwen3-4b", "gpu": "a100", "method": "grpo", "batch": 16, "score_batch": 8},
+    {"model": "gpt2", "gpu": "gtx 1060", "method": "sft", "checkpointing": False, "batch": 64}
+    | {"sequence": 1024, "micro_batch": 16, "attention": "eager"},
+    {"model": "qwen3-8b", "gpu": "rx 7900 xtx", "method": "inference", "context": 40960}
+    | {"concurrency": 8},
+    {"model": "pythia-1.4b", "gpu": "t4", "method": "reward", "sequence": 2048, "micro_batch": 4},
+]
+
+
+def plan_of(question: dict[str, Any]) -> Plan:
+    return resolve(**question)
+
+
+@cache
+def asked(at: int) -> tuple[Plan, list[Fix]]:
+    plan = plan_of(QUESTIONS[at])
+    return plan, fixes(plan, judged(plan))
+
+
+def parsed(text: str) -> Plan:
+    """The plan that a printed command asks for."""
+    program, *words = shlex.split(text)
+    assert program == "fitcheck"
+    args = parser(words[0]).parse_args(words)
+    return resolve(args.model, **plan_fields(args))
+
+
+questions = pytest.mark.parametrize("at", range(len(QUESTIONS)))
+
+
+@questions
+def test_no_advice_raises_the_peak_and_what_it_saves_is_the_difference(at: int) -> None:
+    plan, found = asked(at)
+    before = judged(plan).peak_bytes
+    assert found
+    for fix in found:
+        after = judged(fix.plan)
+        assert 0 < fix.saves == before - after.peak_bytes
+        assert (fix.peak_bytes, fix.verdict) == (after.peak_bytes, after.verdict)
+
+
+@questions
+def test_the_printed_command_asks_for_the_advised_plan(at: int) -> None:
+    plan, found = asked(at)
+    assert parsed(command(plan)) == plan
+    for fix in found:
+        assert parsed(fix.command) == fix.plan
+
+
+@questions
+def test_what_fits_comes_first_and_then_what_costs_least(at: int) -> None:
+    _, found = asked(at)
+    verdicts = [fix.verdict for fix in found]
+    assert verdicts[0] == "fits"
+    assert verdicts == sorted(verdicts, key=("fits", "tight", "does-not-fit").index)
+    for verdict in set(verdicts):
+        ranks = [RANKS.index(fix.rank) for fix in found if fix.verdict == verdict]
+        assert ranks == sorted(ranks)
+
+
+@questions
+def test_a_combination_needs_each_of_its_changes(at: int) -> None:
+    plan, found = asked(at)
+    for fix in found:
+        if "; " not in fix.effect:
+            continue
+        for name in fix.changes:
+            fewer = {field: value for field, value in fix.changes.items() if field != name}
+            with suppress(FitCheckError):  # such as an adapter without its base
+                assert judged(plan.change(**fewer)).verdict != "fits", (fix.flags, name)
+
+
+def test_every_card_is_called_by_a_name_that_means_it() -> None:
+    for row in catalog.gpu_rows():
+        for size in card_sizes(row):
+            card = catalog.find_gpu(f"{row['id']} {size:g}gb")
+            assert catalog.find_gpu(card_name(card)) == card
+
+
+CEILINGS = [1, 3, 5, 6, 7]
+
+
+@pytest.mark.parametrize("at", CEILINGS)
+def test_ceilings_are_exact(at: int) -> None:
+    plan = plan_of(QUESTIONS[at] | {"gpu": "h100"})
+    found = ceilings(plan)
+    assert found
+    for ceiling in found.values():
+        assert ceiling.plan is not None, ceiling.field
+        assert judged(ceiling.plan).verdict == "fits"
+        assert getattr(ceiling.plan, ceiling.field) == ceiling.value
+        if ceiling.field == "model":
+            larger = [m for m in family_of(plan.model) if m.params > ceiling.value.params]
+            refused = [verdict(plan, {"model": model}) for model in larger]
+            assert "fits" not in refused
+        else:
+            one_more = level(plan, ceiling.field, ceiling.value + ceiling.step)
+            expected = {"memory": ("tight", "does-not-fit"), "rules": ("refused",)}
+            assert verdict(plan, one_more) in expected[ceiling.bound], ceiling
+
+
+def verdict(plan: Plan, changes: dict[str, Any]) -> str:
+    try:
+        return judged(plan.change(**changes)).verdict
+    except FitCheckError:
+        return "refused"
+
+
+def test_where_nothing_fits_there_is_no_ceiling() -> None:
+    found = ceilings(plan_of(QUESTIONS[0] | {"gpu": "a100"}))
+    assert found["response"].value is None and found["response"].bound == "memory"
+    assert found["model"].value.params < found["model"].now.params
+
+
+def test_a_known_ceiling_is_found() -> None:
+    """By hand: what 64 sequences and one more take, and the model's own length."""
+    plan = resolve("gpt2", gpu="h100", method="inference", context=1024)
+    found = ceilings(plan)["context"]
+    assert (found.value, found.bound, found.now) == (1024, "rules", 1024)
+    per_sequence = 2 * 12 * 768 * 1024 * 2  # K and V, 12 layers, bf16: 36 MiB
+    most = ceilings(plan)["concurrency"]
+    assert most.bound == "memory"
+    spare = judged(plan.change(concurrency=most.value)).spare_bytes
+    assert 0 <= spare < per_sequence + 2**21  # one more sequence of cache, and block sizes
