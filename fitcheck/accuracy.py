@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitcheck import catalog
+from fitcheck import catalog, files
 from fitcheck.errors import FitCheckError
 
 LARGEST_FILE = 4 * 2**20
@@ -45,7 +45,7 @@ class Comparison:
 
 def rows(key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file name, row) of every recorded row under that key: `runs` or `losses`."""
-    for path in sorted(Path(catalog.ROOT, "measurements").glob("*.json")):
+    for path in sorted(Path(files.ROOT, "measurements").glob("*.json")):
         content = _content(path)
         found = content.get(key, [])
         if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
@@ -144,8 +144,8 @@ def main() -> int:
     print(table(found))
     if "--write" in sys.argv[1:]:
         text = json.dumps(summary(found), indent=1) + "\n"
-        Path(catalog.ROOT, "accuracy.json").write_text(text, encoding="utf-8", newline="\n")
-        readme = Path(catalog.ROOT).parent / "README.md"
+        Path(files.ROOT, "accuracy.json").write_text(text, encoding="utf-8", newline="\n")
+        readme = Path(files.ROOT).parent / "README.md"
         if readme.is_file():  # a checkout
             changed = with_table(readme.read_text(encoding="utf-8"), table(found))
             readme.write_text(changed, encoding="utf-8", newline="\n")

@@ -13,8 +13,6 @@ cards the SXM board (A100: 80 GB); of a Mac's chip the fullest. `GPU.assumed` sa
 
 from __future__ import annotations
 
-import json
-import os.path
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +20,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fitcheck.errors import FitCheckError
+from fitcheck.files import ROOT as ROOT
+from fitcheck.files import Row as Row
+from fitcheck.files import damaged, read
 from fitcheck.gpu import GIB, GPU
 from fitcheck.model import Model
 from fitcheck.names import (
@@ -42,26 +43,7 @@ if TYPE_CHECKING:
     from fitcheck.records import CloudPrice, Method, RewardModel
     from fitcheck.report import Error
 
-# os.path and not pathlib, whose import is a twentieth of an answer's time. Inside a wheel the data
-# lie beside the code, in a checkout one folder up.
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.join(HERE if os.path.isdir(f"{HERE}/catalog") else os.path.dirname(HERE), "catalog")
 VENDORS = ("nvidia", "amd", "intel", "apple")
-
-Row = dict[str, Any]
-
-
-@cache
-def read(name: str) -> Row:
-    """The content of one catalog file; FitCheckError, naming it, when it is missing or damaged."""
-    try:
-        with open(f"{ROOT}/{name}", "rb") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as fault:
-        raise damaged(name, str(fault)) from fault
-    if not isinstance(content, dict):
-        raise damaged(name, "not a JSON object")
-    return content
 
 
 def rows(name: str, key: str) -> list[Row]:
@@ -70,14 +52,6 @@ def rows(name: str, key: str) -> list[Row]:
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise damaged(name, f"no list of rows named {key!r}")
     return found
-
-
-def damaged(name: str, fault: str) -> FitCheckError:
-    """The error for a catalog file that is not as it was shipped."""
-    return FitCheckError(
-        f"the catalog file {ROOT}/{name} is damaged: {fault}",
-        "reinstall FitCheck, or restore the file if you have edited it",
-    )
 
 
 def model_entries() -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fitcheck import accuracy, catalog
+from fitcheck import accuracy, catalog, files
 from fitcheck.decoder import Decoder
 from fitcheck.errors import FitCheckError
 from fitcheck.kernels import cublas_workspace
@@ -138,7 +138,7 @@ def test_write(
     folder = tmp_path / "catalog"
     folder.mkdir()
     comparison = accuracy.Comparison("a 1", "M", "sft", "lora", 100, 101)
-    monkeypatch.setattr(catalog, "ROOT", folder)
+    monkeypatch.setattr(files, "ROOT", folder)
     monkeypatch.setattr(accuracy, "comparisons", lambda: [comparison])
     monkeypatch.setattr("sys.argv", ["accuracy", "--write"])
     readme = tmp_path / "README.md"
@@ -192,7 +192,7 @@ def test_an_odd_measurement_file_is_an_error(
         (tmp_path / name).symlink_to(Path(catalog.ROOT, name))
     (tmp_path / "measurements").mkdir()
     (tmp_path / "measurements/odd.json").write_text(content)
-    monkeypatch.setattr(catalog, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     with pytest.raises(FitCheckError) as raised:
         accuracy.comparisons()
     assert fault in raised.value.message
@@ -221,7 +221,7 @@ def test_a_damaged_accuracy_file_is_named(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "accuracy.json").write_text(content)
-    monkeypatch.setattr(catalog, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     for cached in (catalog.read, catalog.stated_error):
         cached.cache_clear()
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fitcheck import answer, catalog, machine
+from fitcheck import answer, catalog, files, machine
 from fitcheck.answer import DEFAULT_MODEL, PRETENDED, check, parse, plan_from, resolve
 from fitcheck.errors import FitCheckError
 from fitcheck.machine import System
@@ -250,7 +250,7 @@ def test_a_damaged_catalog(
     (tmp_path / "models").mkdir()
     if content is not None:
         (tmp_path / "models/index.json").write_bytes(content)
-    monkeypatch.setattr(catalog, "ROOT", str(tmp_path))
+    monkeypatch.setattr(files, "ROOT", str(tmp_path))
     catalog.read.cache_clear()
     try:
         with pytest.raises(FitCheckError) as raised:

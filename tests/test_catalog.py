@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fitcheck import catalog
+from fitcheck import catalog, files
 from fitcheck.errors import FitCheckError
 from fitcheck.gpu import GIB, GPU
 from fitcheck.names import CardName
@@ -208,7 +208,7 @@ def test_every_term_of_the_glossary_has_a_source() -> None:
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An empty catalog folder that takes the place of the real one."""
-    monkeypatch.setattr(catalog, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     catalog.read.cache_clear()
     yield tmp_path
     catalog.read.cache_clear()
@@ -223,7 +223,7 @@ def files_read(monkeypatch: pytest.MonkeyPatch) -> Any:
         names.append(Path(path).relative_to(catalog.ROOT).as_posix())
         return Path(path).open(mode)
 
-    monkeypatch.setattr(catalog, "open", spy, raising=False)
+    monkeypatch.setattr(files, "open", spy, raising=False)
     catalog.read.cache_clear()
     yield names
     catalog.read.cache_clear()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fitcheck import __version__, catalog, cli, machine
+from fitcheck import __version__, catalog, cli, files, machine
 from fitcheck.answer import plan_from
 from fitcheck.cli import main
 
@@ -309,8 +309,8 @@ def test_a_damaged_file_of_the_catalog(
         copy.symlink_to(original)
     (tmp_path / name).unlink()
     (tmp_path / name).write_text("{half a fi")
-    monkeypatch.setattr(catalog, "ROOT", str(tmp_path))
-    caches = (catalog.read, catalog.stated_error)
+    monkeypatch.setattr(files, "ROOT", str(tmp_path))
+    caches = (files.read, catalog.stated_error)
     for cached in caches:
         cached.cache_clear()
     try:
