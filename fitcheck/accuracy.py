@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitcheck import catalog, files
+from fitcheck import files
 from fitcheck.errors import FitCheckError
 
 LARGEST_FILE = 4 * 2**20
