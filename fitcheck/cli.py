@@ -21,6 +21,7 @@ from fitcheck.report import Report
 from fitcheck.table import columns
 
 EPILOG = """\
+fitcheck    alone, on a terminal: the interactive screen
 fitcheck check llama-3.1-8b --gpu 4090 --method ppo --tuning qlora
 fitcheck check qwen3-8b --method inference --quant q4_k_m --context 32k
 fitcheck models llama --params 1b..13b    fitcheck gpus 4090    fitcheck machine
@@ -166,9 +167,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles, pipes
-    words = list(sys.argv[1:] if argv is None else argv) or ["check"]
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(words)
+        code = _run(words) if words else _opened()
         sys.stdout.flush()  # here, where a closed pipe is still caught
         return code
     except FitCheckError as fault:
@@ -179,6 +180,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fitcheck ... | head`: what is left to print is nobody's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _opened() -> int:
+    """`fitcheck` alone: the screen on a terminal, the default question's answer elsewhere."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+        return _run(["check"])
+    from fitcheck import tui  # a third of a second that only the screen needs
+
+    return tui.run()
 
 
 def _run(words: Sequence[str]) -> int:

@@ -61,7 +61,7 @@ def verdict_lines(report: Report, width: int = 80, colour: bool = False) -> list
     """The answer in words and by how much."""
     glyph, words = WORDS[report.verdict]
     phase = report.peak_phase
-    lines = textwrap.wrap(f"{glyph} {words}: {_by_how_much(report)}", width, subsequent_indent="  ")
+    lines = textwrap.wrap(f"{glyph} {words}: {by_how_much(report)}", width, subsequent_indent="  ")
     if colour:
         code, head = COLOURS[report.verdict], f"{glyph} {words}"
         lines[0] = lines[0].replace(head, f"\x1b[1;{code}m{head}\x1b[0m", 1)
@@ -72,7 +72,7 @@ def verdict_lines(report: Report, width: int = 80, colour: bool = False) -> list
     return lines + textwrap.wrap(more, width, initial_indent="  ", subsequent_indent="  ")
 
 
-def _by_how_much(report: Report) -> str:
+def by_how_much(report: Report) -> str:
     over, spare = report.needed_bytes - report.usable_bytes, report.spare_bytes
     if report.card_verdict == "does-not-fit":
         text = f"{gib(over)} GiB too much" if over > 0 else "no gap is left for its largest block"
@@ -286,7 +286,7 @@ def markdown(report: Report) -> str:
     phases = "\n".join(_phase_row(phase) for phase in report.phases)
     notes = "\n".join(f"- {label}: {text}" for label, text in facts(report))
     return (
-        f"**{headline(report.plan)}**\n\n{glyph} **{words}**: {_by_how_much(report)}; "
+        f"**{headline(report.plan)}**\n\n{glyph} **{words}**: {by_how_much(report)}; "
         f"needs {gib(report.peak_bytes)} GiB in {report.peak_phase.name} ({moment.name}), "
         f"{gib(report.usable_bytes)} GiB usable\n\n"
         f"| at the peak | role | GiB |\n|---|---|---:|\n{rows}\n\n"

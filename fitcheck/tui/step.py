@@ -1,0 +1,130 @@
+"""Memory through one step: a bar for each stage where there is little room, a skyline where enough.
+
+Both end at the usable memory's line; a skyline's stages are as wide as they take time, where the
+speed is known.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from fitcheck.report import Phase, Report
+from fitcheck.text import FILLS, REST, gib
+from fitcheck.tui.draw import colours
+from fitcheck.tui.lines import Line, Span, cut, padded
+
+LEAST_NAME = 4  # columns below which a stage's name tells nothing
+
+
+def stages(report: Report, merged: bool) -> list[tuple[str, list[Phase]]]:
+    """The phases of a step; merged: those of one part of it together, such as update.policy."""
+
+    def key(phase: Phase) -> str:
+        if not merged:
+            return phase.name
+        first, *rest = phase.name.split(".")
+        return f"{first}.{rest[0]}" if len(rest) > 1 else first
+
+    return [(name, list(phases)) for name, phases in groupby(report.phases, key)]
+
+
+def phase_bars(report: Report, room: int, rows: int) -> list[Line]:
+    """A bar for each stage, cut in two by the usable line; ◀ where the peak is."""
+    merged = len(report.phases) > rows - 1
+    found = stages(report, merged)
+    names = max(len(name) for name, _ in found)
+    space = max(4, room - names - 10)
+    whole = max(report.peak_bytes, report.usable_bytes, 1)
+    limit = min(space - 1, round(report.usable_bytes / whole * space))
+    worst = report.peak_phase
+    lines: list[Line] = [[Span("MEMORY THROUGH ONE STEP, GiB", "head")]]
+    for name, phases in found:
+        size = max(phase.bytes for phase in phases)
+        cells = round(size / whole * space)
+        over = size > report.usable_bytes
+        inside, outside = min(cells, limit), max(0, cells - limit - 1)
+        tone = "bad" if over else "c0"
+        line = [Span(f"{name:<{names}} "), Span("█" * inside, tone)]
+        line.append(Span("·" * (limit - inside), "dim"))
+        line.append(Span("╋" if cells > limit else "┃", "mark"))
+        line.append(Span("█" * outside, "bad"))
+        line.append(Span("·" * (space - limit - 1 - outside), "dim"))
+        line.append(Span(f"{gib(size):>7}", "bold" if worst in phases else ""))
+        line.append(Span(" ◀" if worst in phases else ""))
+        lines.append(line)
+    return lines
+
+
+def skyline(report: Report, room: int, rows: int) -> list[Line]:
+    """Memory over time, stacked by component, under the usable line."""
+    height, axis = max(4, rows - 3), 6
+    columns = max(10, room - axis - 1)
+    spans = _widths(report, columns)
+    top = max(report.peak_bytes, report.usable_bytes, 1) * 1.02
+    limit = height - 1 - min(height - 1, int(report.usable_bytes / top * height))
+    timed = all(phase.seconds for phase in report.phases)
+    words = "width = time" if timed else "each phase as wide as the others"
+    lines: list[Line] = [[Span("MEMORY THROUGH ONE STEP, GiB", "head"), Span(f"  {words}", "dim")]]
+    stacks = [_stack(phase, colours(report), top / height) for phase in report.phases]
+    for y in range(height):
+        level = height - 1 - y
+        label = gib(round((level + 0.5) * top / height)) if y % 3 == 0 else ""
+        line = [Span(f"{label:>{axis - 1}} ", "dim"), Span("┤" if label else "│", "dim")]
+        for span, stack in zip(spans, stacks, strict=True):
+            line += _cells(stack, level, span, y == limit)
+        if y == limit:
+            line.append(Span("◂", "mark"))
+        lines.append(line)
+    lines.append([Span(" " * axis + "└", "dim"), *_names(report, spans)])
+    return lines
+
+
+def _widths(report: Report, columns: int) -> list[int]:
+    """Columns of each phase: by its seconds where they are known, but at least one."""
+    seconds = [phase.seconds or 0.0 for phase in report.phases]
+    if not all(seconds):
+        seconds = [1.0] * len(seconds)
+    shares = [max(second / sum(seconds), 2 / columns) for second in seconds]
+    ends, sofar = [], 0.0
+    for share in shares:
+        sofar += share / sum(shares)
+        ends.append(round(sofar * columns))
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def _stack(phase: Phase, order: dict[str, int], unit: float) -> list[int]:
+    """The component in each cell of a phase's column, from the bottom; other components: -1."""
+    sums: dict[int, int] = {}
+    for term in phase.terms:
+        place = order.get(term.name, -1)
+        sums[place] = sums.get(place, 0) + term.bytes
+    cells: list[int] = []
+    sofar = 0
+    for place in sorted(sums, key=lambda i: i % 99):
+        sofar += sums[place]
+        cells += [place] * (round(sofar / unit) - len(cells))
+    return cells
+
+
+def _cells(stack: list[int], level: int, span: int, limit: bool) -> Line:
+    if level >= len(stack):
+        return [Span("╌" * span, "mark")] if limit else [Span(" " * span)]
+    place = stack[level]
+    fill, style = (FILLS[place], f"c{place}") if place >= 0 else (REST, "c6")
+    if limit and span > 1:  # the line stays visible through what exceeds it
+        return [Span("╌", "mark"), Span(fill * (span - 1), style)]
+    return [Span(fill * span, style)]
+
+
+def _names(report: Report, spans: list[int]) -> Line:
+    """The stages' names below their columns, as far as there is room."""
+    line: Line = []
+    at = 0
+    worst = report.peak_phase
+    for name, phases in stages(report, merged=True):
+        room = sum(spans[at : at + len(phases)])
+        at += len(phases)
+        words = cut(name, room - 1) if room > LEAST_NAME else ""
+        style = "bold" if worst in phases else "dim"
+        line.append(Span(("┬" + padded(words, room - 1))[:room], style))
+    return line
