@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fitcheck import catalog
@@ -26,6 +26,7 @@ from fitcheck.gpu import GPU
 from fitcheck.model import VERIFIED
 from fitcheck.names import card_names, card_sizes, squeeze
 from fitcheck.rules import flag_of
+from fitcheck.search import count, has_words, memory_range, params_range
 from fitcheck.table import columns, print_table
 from fitcheck.text import gib
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from fitcheck.report import Report
 
 ALIGNED_BY = ("ppo", "dpo", "sft", "grpo")
-Range = tuple[float, float]
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -78,7 +78,7 @@ def matching_models(args: argparse.Namespace) -> list[Row]:
         if low <= (entry.get("params") or 0) <= high
         and entry["family"] in families
         and (not args.aligned_by or _aligned_by(entry, args.aligned_by))
-        and _has_words(args.words, (entry["id"], entry["family"], entry["model_type"]))
+        and has_words(args.words, (entry["id"], entry["family"], entry["model_type"]))
     ]
 
 
@@ -183,7 +183,7 @@ def matching_gpus(args: argparse.Namespace) -> list[Row]:
         for row in catalog.gpu_rows()
         if args.vendor in (None, row["vendor"])
         and any(low <= size <= high for size in card_sizes(row))
-        and _has_words(args.words, (*card_names(row), row["arch"], row["segment"]))
+        and has_words(args.words, (*card_names(row), row["arch"], row["segment"]))
     ]
 
 
@@ -219,7 +219,7 @@ def list_rewards(args: argparse.Namespace) -> int:
     found = [
         row
         for row in catalog.rows("reward_models.json", "reward_models")
-        if _has_words(args.words, (row["id"], row["base_model"], row["kind"], row["model_type"]))
+        if has_words(args.words, (row["id"], row["base_model"], row["kind"], row["model_type"]))
     ]
     if args.json:
         return _print_json(found)
@@ -242,55 +242,6 @@ def list_methods(args: argparse.Namespace) -> int:
             print(textwrap.fill(text, columns(200), initial_indent="  ", subsequent_indent="  "))
         print()
     return 0
-
-
-def count(number: int | None) -> str:
-    """Parameters as people say them: 8030261248 is 8.03B; None is a dash."""
-    if not number:
-        return "-"
-    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
-
-
-def params_range(text: str) -> Range:
-    """`1b..13b`, `..7b`, `70b..`, or `8b`: within a tenth of it. Without a unit: billions."""
-    return _range(text, {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12, "": 1e9}, 0.1, "1b..13b")
-
-
-def memory_range(text: str) -> Range:
-    """`16..24`, `..12`, `80..`, or `24` alone, in GB as on the box."""
-    return _range(text, {"": 1.0, "g": 1.0, "gb": 1.0, "gib": 1.0}, 0.0, "16..24")
-
-
-def _range(text: str, units: dict[str, float], slack: float, example: str) -> Range:
-    ends: list[float | None] = []
-    for end in text.lower().replace(" ", "").split(".."):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]*)", end)
-        if end and (not match or match[2] not in units):
-            ends = []
-            break
-        ends.append(float(match[1]) * units[match[2]] if match else None)
-    if len(ends) == 1 and ends[0] is not None:
-        return ends[0] * (1 - slack), ends[0] * (1 + slack)
-    if len(ends) != 2 or ends == [None, None]:
-        raise FitCheckError(f"{text!r} is not a range", f"write it as {example}")
-    low, high = ends
-    return low or 0.0, float("inf") if high is None else high
-
-
-def _has_words(words: Iterable[str], texts: Iterable[str]) -> bool:
-    """Whether every word appears, separators aside and numbers whole: no 8b in 1.8b or 38b."""
-    text = " ".join(texts).lower()
-    return all(re.search(_pattern(word), text) for word in words)
-
-
-def _pattern(word: str) -> str:
-    parts = re.findall(r"[a-z]+|\d+", word.lower())
-    whole = [rf"(?<!\d){part}(?!\d)" if part.isdigit() else part for part in parts]
-    start = r"(?<!\.)" if word[:1].isdigit() else ""
-    return start + "[ _./:-]*".join(whole)
 
 
 def _print_json(found: Sequence[Any]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fitcheck import catalog, check, decoder, fitting, listing
+from fitcheck import catalog, check, decoder, fitting, listing, search
 from fitcheck.errors import FitCheckError
 from fitcheck.model import Model
 
@@ -198,7 +198,7 @@ def test_nothing_found(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_ranges_of_parameters(text: str, expected: tuple[float, float]) -> None:
-    assert listing.params_range(text) == pytest.approx(expected)
+    assert search.params_range(text) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_ranges_of_memory(text: str, expected: tuple[float, float]) -> None:
 @pytest.mark.parametrize("text", ["", "..", "1x", "a..b", "1b..2b..3b", "-1b"])
 def test_what_is_no_range(text: str) -> None:
     with pytest.raises(FitCheckError, match="is not a range") as raised:
-        listing.params_range(text)
+        search.params_range(text)
     assert "1b..13b" in raised.value.hint
 
 
@@ -234,7 +234,7 @@ def test_a_bad_range_is_the_users_mistake() -> None:
     ],
 )
 def test_counts_as_people_say_them(number: int | None, text: str) -> None:
-    assert listing.count(number) == text
+    assert search.count(number) == text
 
 
 PLAN = "--fits --gpu 4090 --method ppo --tuning lora"
