@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitcheck.bench.allocator import MIB, Allocator, OutOfMemory, Peak, Replay, replay
+from fitcheck.bench.allocator import MIB, Allocator, OutOfMemory
 from fitcheck.bench.allocator_check import main
+from fitcheck.bench.replay import Peak, Replay, replay
 
 DATA = Path(__file__).parent / "data" / "allocator"
 

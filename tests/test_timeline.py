@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fitcheck.bench.allocator import MIB, Allocator, replay
+from fitcheck.bench.allocator import MIB, Allocator
 from fitcheck.bench.chart import BOTTOM, HEIGHT, TOP
+from fitcheck.bench.replay import replay
 from fitcheck.bench.samples import COLUMNS, Sample, samples
 from fitcheck.bench.timeline import timeline_html, timeline_svg
 

@@ -13,8 +13,9 @@ pytest.importorskip("peft")
 
 from fitcheck.bench import loops  # noqa: E402
 from fitcheck.bench import trace as tracing  # noqa: E402
-from fitcheck.bench.allocator import Allocator, replay  # noqa: E402
+from fitcheck.bench.allocator import Allocator  # noqa: E402
 from fitcheck.bench.attention import as_on_cuda  # noqa: E402
+from fitcheck.bench.replay import replay  # noqa: E402
 from fitcheck.bench.tracer import Tracer  # noqa: E402
 from fitcheck.kernels import Card  # noqa: E402
 from tests.record_cuda import DATA, OPERATORS, PLANS, plan_of  # noqa: E402
@@ -53,7 +54,7 @@ def test_operator_needs_what_it_needs_on_cuda(name: str) -> None:
 
 def peaks(traced: tracing.Trace) -> dict[str, tuple[int, int]]:
     """The allocator's peaks in each phase of the last step: (allocated, reserved)."""
-    replayed = replay(traced.events, Allocator(), traced.marks)
+    replayed = replay(traced.events, Allocator(), traced.marks, traced.rounds)
     found: dict[str, tuple[int, int]] = {}
     for (index, name), peak in zip(traced.marks, replayed.marks, strict=True):
         if index >= traced.starts[-1] and name != tracing.NOWHERE:

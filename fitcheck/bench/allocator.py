@@ -1,4 +1,4 @@
-"""PyTorch's CUDA caching allocator (2.13.0), modelled exactly for one stream; replay of a trace.
+"""PyTorch's CUDA caching allocator (2.13.0), modelled exactly for one stream.
 
 Nothing here touches a GPU or imports torch. `malloc` and `free` follow the real allocator's rules
 block by block, so `allocated` and `reserved` equal `torch.cuda.memory_allocated()` and
@@ -10,7 +10,8 @@ block by block, so `allocated` and `reserved` equal `torch.cuda.memory_allocated
     allocator.empty_cache()              # ... until now
 
 Rules: c10/core/AllocatorConfig.h, c10/cuda/CUDAAllocatorConfig.h, c10/cuda/CUDACachingAllocator.cpp
-of PyTorch 2.13.0, checked against event traces recorded from that allocator. To replay one:
+of PyTorch 2.13.0, checked against event traces recorded from that allocator. To replay one (a
+trace of a step: replay.py):
 
     python -m fitcheck.bench.allocator TRACE.csv.gz [--limit BYTES] [--expandable] ...
 """
@@ -18,9 +19,8 @@ of PyTorch 2.13.0, checked against event traces recorded from that allocator. To
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from fitcheck.bench.allocator_options import (
     collect_garbage,
@@ -228,6 +228,12 @@ class Allocator:
             blocks += [(start, size, False) for start, size in pool.size_at.items()]
         return iter(sorted(blocks))
 
+    def state(self) -> Any:
+        """All that decides what happens from here on; equal states have equal futures."""
+        clock = 0 if self._gc_above is None else self._large.searches
+        orders = self._small.order.copy(), self._large.order.copy()
+        return self.reserved, clock, orders, self._live.copy()
+
     def _acceptable(self, pool: Pool, need: int) -> int:
         """The place of the best fit in the pool's order, or its length if none is acceptable."""
         pool.searches += 1
@@ -267,72 +273,6 @@ class Allocator:
         if self.reserved + segment > self._allowed:
             return None
         return pool.grow(need, segment)
-
-
-@dataclass(frozen=True, slots=True)
-class Peak:
-    """The peaks from one mark to the next, what is already held at the mark included; bytes."""
-
-    name: str
-    allocated: int
-    reserved: int
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What replaying a trace came to; bytes."""
-
-    peak_allocated: int
-    peak_reserved: int
-    retries: int
-    """times the cache was flushed to go on"""
-    oom: int | None
-    """index of the event at which memory ran out, None if it never did"""
-    marks: tuple[Peak, ...] = ()
-    """one for each mark that was reached"""
-
-
-def replay(
-    events: Iterable[tuple[int, int]],
-    allocator: Allocator,
-    marks: Sequence[tuple[int, str]] = (),
-) -> Replay:
-    """Run `events` through `allocator`, up to the first out of memory.
-
-    An event is (size, id): size > 0 allocates that many bytes under the name id, (0, id) frees
-    them, (-1, 0) empties the cache. A mark (index, name) begins a phase before the event of that
-    index; marks are in the order of their index.
-    """
-    blocks: dict[int, int] = {}
-    malloc, free = allocator.malloc, allocator.free
-    before = allocator.peak_allocated, allocator.peak_reserved, allocator.retries
-    stream = enumerate(events)
-    spans = [(0, ""), *marks]  # the first one: what comes before the first mark
-    ends = [*(index for index, _ in marks), None]
-    peaks: list[Peak] = []
-    oom = None
-    for (begin, name), end in zip(spans, ends, strict=True):
-        allocator.reset_peaks()
-        try:
-            length = None if end is None else end - begin
-            for index, (size, name_id) in islice(stream, length):  # noqa: B007
-                if size > 0:
-                    blocks[name_id] = malloc(size)
-                elif size == 0:
-                    free(blocks.pop(name_id))
-                else:
-                    allocator.empty_cache()
-        except OutOfMemory:
-            oom = index
-        peaks.append(Peak(name, allocator.peak_allocated, allocator.peak_reserved))
-        if oom is not None:
-            break
-
-    peak_allocated = max(peak.allocated for peak in peaks)
-    peak_reserved = max(peak.reserved for peak in peaks)
-    allocator.reset_peaks(max(before[0], peak_allocated), max(before[1], peak_reserved))
-    retries = allocator.retries - before[2]
-    return Replay(peak_allocated, peak_reserved, retries, oom, tuple(peaks[1:]))
 
 
 if __name__ == "__main__":

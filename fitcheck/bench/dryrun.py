@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fitcheck import kernels
-from fitcheck.bench.allocator import Allocator, Replay, replay
+from fitcheck.bench.allocator import Allocator
+from fitcheck.bench.replay import Replay, replay
 from fitcheck.bench.samples import samples
 from fitcheck.bench.snapshot import write_snapshot
 from fitcheck.bench.timeline import timeline_html, timeline_svg
@@ -43,7 +44,7 @@ def dry_run(
     progress: called with the name of each phase as it begins to be traced.
     """
     traced = trace(plan, progress=progress)
-    free = replay(traced.events, Allocator(), traced.marks)
+    free = replay(traced.events, Allocator(), traced.marks, traced.rounds)
     outcome = under_limit(traced, limit(plan))
     said = [*notes(plan), *_said(plan, traced, outcome)]
     report = Report(
@@ -92,9 +93,8 @@ def _context(plan: Plan) -> int:
 
 def under_limit(traced: Trace, limit_bytes: int, expandable: bool = False) -> Outcome:
     """The sharp question, asked of the allocator itself."""
-    result = replay(
-        traced.events, Allocator(limit_bytes, expandable_segments=expandable), traced.marks
-    )
+    allocator = Allocator(limit_bytes, expandable_segments=expandable)
+    result = replay(traced.events, allocator, traced.marks, traced.rounds)
     if result.oom is not None:
         return Outcome("does-not-fit", result.retries, result.oom)
     return Outcome("tight" if result.retries else "fits", result.retries, None)

@@ -1,7 +1,7 @@
 """Trace a plan's real training step on `meta` tensors: every allocation, who made it, and when.
 
 traced = trace(plan)   # two whole steps: Adam's states appear in the first
-traced.events          # for fitcheck.bench.allocator.replay
+traced.events          # for fitcheck.bench.replay
 traced.held(i)         # who holds how much after event i: {Holder: bytes}
 """
 
@@ -21,6 +21,7 @@ from fitcheck import kernels
 from fitcheck.bench import loops, roles, steps
 from fitcheck.bench.attention import as_on_cuda, implementation
 from fitcheck.bench.recorder import Recorder
+from fitcheck.bench.replay import Rounds
 from fitcheck.bench.tracer import Tracer
 from fitcheck.plan import Plan
 
@@ -51,6 +52,7 @@ class Trace:
     where: list[str]  # by id: the module that ran
     lasting: dict[int, Holder]  # by id: weights, gradients, optimizer states
     starts: list[int] = field(default_factory=list)  # where each step begins, in events
+    rounds: list[Rounds] = field(default_factory=list)  # of loops, that were not traced
 
     def phases(self) -> Iterator[tuple[int, int, int, str]]:
         """(first event, end, step, phase) of each stretch, in order; a phase may come often."""
@@ -137,6 +139,7 @@ def trace(
             recorder.steps += 1
             result.starts.append(len(tracer.events))
             steps.run_step(plan, built, recorder)
+        result.rounds = recorder.rounds
         result.events = list(tracer.events)  # what is freed after the last step is no part of it
     return result
 
@@ -149,6 +152,7 @@ class TraceRecorder(Recorder):
         self.progress = progress or (lambda phase: None)
         self.roles: Any = None
         self.marks: list[tuple[int, str]] = []
+        self.rounds: list[Rounds] = []
         self.lasting: dict[int, Holder] = {}
         self.parameters: dict[str, list[nn.Parameter]] = {}  # by role
         self.steps = 0  # of the plan, begun so far
@@ -171,9 +175,13 @@ class TraceRecorder(Recorder):
     def repeat(self, rounds: Sequence[T]) -> Iterator[T]:
         """The first two rounds; of minibatches one, once optimizer states exist."""
         updates = self.updates
-        for item in rounds[:REPEATS]:
+        for done, item in enumerate(rounds, 1):
+            begin = len(self.tracer.events)
             yield item
-            if self.updates > updates and self.steps > 1:
+            if done == REPEATS or (self.updates > updates and self.steps > 1):
+                if done < len(rounds):
+                    end = len(self.tracer.events)
+                    self.rounds.append(Rounds(begin, end, len(rounds) - done))
                 return
 
     def decode(self, steps: range) -> Iterator[int]:
