@@ -13,6 +13,7 @@ from fitcheck.phases import phases
 from fitcheck.plan import Plan
 from fitcheck.report import Error, Report
 from fitcheck.roles import roles, setting
+from fitcheck.speed import timed
 
 
 def fit(plan: Plan, error: Error | None = None) -> Report:
@@ -31,7 +32,9 @@ def fit(plan: Plan, error: Error | None = None) -> Report:
                 f"{model.id}: the estimate does not cover {why}",
                 "choose another model; `fitcheck models` marks what is covered",
             )
-    report = Report(plan, phases(plan), ram(plan), error=error, notes=tuple(notes(plan)))
+    report = Report(
+        plan, timed(plan, phases(plan)), ram(plan), error=error, notes=tuple(notes(plan))
+    )
     if error is None or not (known := unknown_kernel(plan)):
         return report
     return replace(report, error=widened(error, known, report))
