@@ -48,6 +48,21 @@ async def press(pilot: Pilot[Any], *keys: str) -> None:
         await pilot.pause()
 
 
+async def settle(pilot: Pilot[Any], judged: bool = False) -> None:
+    """Wait for the advice, which comes after the answer, and if asked for every row's verdict.
+
+    Bounded: what never comes is a failure.
+    """
+    for _ in range(1500):
+        await pilot.pause(0.02)
+        busy = judged and any(not worker.is_finished for worker in pilot.app.workers)
+        if not busy and not pilot.app.advice[1]:
+            break
+    else:
+        raise AssertionError(f"never settled: {list(pilot.app.workers)}")
+    await press(pilot)
+
+
 def text(app: FitCheckApp) -> str:
     """The screen as text: all rows in full width. The one use of a private name of textual's."""
     strips = app.screen._compositor.render_strips()

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from screen import drive, press, question, text
+from screen import drive, press, question, settle, text
 from textual.pilot import Pilot
 
-from fitcheck import fit
+from fitcheck import FitCheckError, fit
 from fitcheck.cli import main
 from fitcheck.text import WORDS, gib
 from fitcheck.tui import knobs, view
 from fitcheck.tui.app import FitCheckApp
+from fitcheck.tui.tips import tips
 
 SIZES = [(60, 20), (80, 24), (100, 30), (120, 34), (160, 45), (200, 60)]
 
@@ -21,6 +22,7 @@ SIZES = [(60, 20), (80, 24), (100, 30), (120, 34), (160, 45), (200, 60)]
 @pytest.mark.parametrize("size", [(80, 24), (160, 45)], ids=["80x24", "160x45"])
 def test_golden(size: tuple[int, int], golden: Callable[[str, str], None]) -> None:
     async def script(pilot: Pilot[Any]) -> str:
+        await settle(pilot, judged=True)
         return text(pilot.app)
 
     golden(f"tui-fit-{size[0]}x{size[1]}", drive(script, size))
@@ -86,6 +88,54 @@ def test_a_plan_that_makes_no_sense_is_refused_with_its_reason() -> None:
 
     shown, unchanged = drive(script)
     assert unchanged and "micro-batch 3" in " ".join(shown.split())
+
+
+def test_a_tip_makes_it_fit_and_undo_takes_it_back() -> None:
+    async def script(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        first = pilot.app.view
+        assert first.report.verdict == "does-not-fit"
+        assert "PRESS 1–5 TO APPLY" in text(pilot.app)
+        await press(pilot, "1")
+        assert pilot.app.view.report.verdict == "fits"
+        assert pilot.app.view.plan != first.plan
+        await press(pilot, "u")
+        assert pilot.app.view == first
+
+    drive(script)
+
+
+def test_when_it_fits_the_tips_say_what_may_be_turned_up() -> None:
+    async def script(pilot: Pilot[Any]) -> tuple[Any, Any]:
+        await settle(pilot)
+        assert "ROOM TO SPARE" in text(pilot.app)
+        before = pilot.app.view
+        await press(pilot, "1")
+        return before, pilot.app.view
+
+    plan = question(method="sft", sequence=512)
+    before, after = drive(script, app=FitCheckApp(plan))
+    (name,) = (n for n in knobs.KNOBS if getattr(before.plan, n) != getattr(after.plan, n))
+    value = getattr(after.plan, name)
+    assert value > getattr(before.plan, name)
+    assert after.report.verdict == "fits"
+    try:  # the next value is one too many, for the card or for the model
+        assert view.answer(after.plan.change(**{name: value + 1})).verdict != "fits"
+    except FitCheckError as refusal:
+        assert "more than" in refusal.message
+
+
+def test_stale_tips_are_not_applied() -> None:
+    async def script(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("h", "1")  # at once: the tips on screen are still the old plan's
+        await press(pilot)
+        plan = pilot.app.view.plan
+        assert plan == question(tuning="lora") or plan in [
+            tip.plan for tip in tips(question(tuning="lora"))
+        ]
+
+    drive(script)
 
 
 def test_every_field_of_every_method_has_a_row_and_a_meaning() -> None:

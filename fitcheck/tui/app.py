@@ -9,19 +9,26 @@ from textual import work
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.message import Message
+from textual.timer import Timer
 
 from fitcheck import machine
 from fitcheck.answer import DEFAULT_MODEL, PRETENDED, resolve
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
 from fitcheck.tui import view as views
+from fitcheck.tui.candidates import Candidate
 from fitcheck.tui.fit import Fit
 from fitcheck.tui.knobs import notch, shown
+from fitcheck.tui.lines import Lines
 from fitcheck.tui.page import Page
+from fitcheck.tui.picker import Pick
+from fitcheck.tui.tips import Tip, tips
 from fitcheck.tui.view import View, judged
 
 if TYPE_CHECKING:
     from textual.screen import Screen
+
+PAUSE = 0.05  # seconds from the last key to the search for advice
 
 
 class Detected(Message):
@@ -29,6 +36,15 @@ class Detected(Message):
 
     def __init__(self, found: machine.Machine) -> None:
         super().__init__()
+        self.found = found
+
+
+class Advised(Message):
+    """What would help a plan."""
+
+    def __init__(self, plan: Plan, found: list[Tip]) -> None:
+        super().__init__()
+        self.plan = plan
         self.found = found
 
 
@@ -49,12 +65,16 @@ class FitCheckApp(App[None]):
         self.view = judged(self.first, views.PRETENDED if plan or found else views.DETECTING)
         self.past: list[View] = []
 
+        self.advised: tuple[Plan | None, list[Tip]] = (None, [])
+        self.later: Timer | None = None
+
     def get_default_screen(self) -> Screen[object]:
         return Fit()
 
     def on_mount(self) -> None:
-        if self.found is None:
+        if self.found is None and self.view.card == views.DETECTING:
             self.call_after_refresh(self.detect)
+        self.seek()
 
     @work(thread=True)
     def detect(self) -> None:
@@ -103,10 +123,56 @@ class FitCheckApp(App[None]):
         self.notify(fault.hint or "", title=fault.message, severity="warning", markup=False)
 
     def redraw(self) -> None:
-        """Every screen draws the view anew."""
+        """Every screen draws the view anew; advice comes when the answer has been painted."""
         for screen in self.screen_stack:
             if isinstance(screen, Page):
                 screen.redraw()
+        self.seek()
+
+    @property
+    def advice(self) -> tuple[list[Tip], bool]:
+        """The tips, and whether they are those of an earlier plan."""
+        plan, found = self.advised
+        return found, plan != self.view.plan
+
+    def seek(self) -> None:
+        """Look for advice a moment after the last key."""
+        if self.later is not None:
+            self.later.stop()
+        if self.advice[1]:
+            self.later = self.set_timer(PAUSE, self.search)
+
+    @work(thread=True, exclusive=True, group="advice")
+    def search(self) -> None:
+        plan = self.view.plan
+        self.post_message(Advised(plan, tips(plan)))
+
+    def on_advised(self, message: Advised) -> None:
+        self.advised = (message.plan, message.found)
+        for lines in self.screen_stack[0].query("#answer").results(Lines):
+            lines.redraw()
+
+    def action_apply(self, key: int) -> None:
+        """Apply one of the five tips."""
+        found, stale = self.advice
+        if stale:
+            self.notify("still searching what would help")
+        elif key <= len(found):
+            self.attempt(lambda: found[key - 1].plan)
+
+    def choose(self, field: str) -> None:
+        """Pick a value of a field from all there are."""
+
+        def picked(candidate: Candidate | None) -> None:
+            if candidate is not None:
+                self.take(field, candidate)
+
+        self.push_screen(Pick(self.view.plan, field), picked)
+
+    def take(self, field: str, candidate: Candidate) -> None:
+        """Put what was picked into the plan."""
+        card = views.PRETENDED if field == "gpu" else None
+        self.attempt(lambda: candidate.change(self.view.plan), card)
 
     def turn(self, name: str, step: int) -> None:
         """Change a field by one notch, or say that there is none."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from fitcheck.plan import Plan
 from fitcheck.report import Report
-from fitcheck.text import FILLS, REST, WORDS, by_how_much, components, drawn, gib
-from fitcheck.tui.knobs import card_name, doc, rows_of, shown
+from fitcheck.text import FILLS, REST, WORDS, by_how_much, drawn, gib
+from fitcheck.tui.knobs import PICKED, card_name, doc, rows_of, shown
 from fitcheck.tui.lines import Line, Span, apart, cut, cut_inside, padded, width
 from fitcheck.tui.view import DETECTED, DETECTING, View
 
@@ -102,20 +102,21 @@ def knobs(
     """
     prices = priced(view.plan) if priced else {}
     names = 18
-    sides = 20 if priced else 0
+    sides = 18 if priced else 0
     lines: list[Line] = []
     chosen = 0
     for group, fields in rows_of(view.plan):
         heading: Line = [Span(group, "head")]
         if priced and not lines:
-            heading = apart(heading, [Span(f"{'one notch ◂    ▸':<17}", "dim")], room)
+            heading = apart(heading, [Span(f"{'one notch':>9} ◂▸{'':<8}", "dim")], room)
         lines.append(heading)
         for name in fields:
             here = name == at
             if here:
                 chosen = len(lines)
             value, space = shown(name, getattr(view.plan, name)), room - names - 2 - sides
-            arrows = f"‹ {cut_inside(value, space - 4)} ›" if here else cut_inside(value, space)
+            shorter = cut_inside if name in PICKED else cut
+            arrows = f"‹ {shorter(value, space - 5)} ›" if here else shorter(value, space - 1)
             style, click = ("cursor" if here else ""), f"screen.go('{name}')"
             line = [
                 Span(f"{'▸ ' if here else '  '}{padded(name, names)}", style, click),
@@ -133,11 +134,12 @@ def _sides(price: Price, style: str, name: str) -> Line:
     marks = ("◂" if left else " ", "▸" if right else " ")
     # Not on the cursor's ground, where red and green are hard to read.
     tones = [_tone(words) if not style else "bold" for words in (left, right)]
+    lower, higher = f"screen.turn('{name}', -1)", f"screen.turn('{name}', 1)"
     return [
-        Span(f"{left:>8} ", f"{style} {tones[0]}", f"screen.turn('{name}', -1)"),
-        Span(f"{marks[0]} ", style, f"screen.turn('{name}', -1)"),
-        Span(f"{marks[1]} ", style, f"screen.turn('{name}', 1)"),
-        Span(f"{right:<7}", f"{style} {tones[1]}", f"screen.turn('{name}', 1)"),
+        Span(f"{left:>7} ", f"{style} {tones[0]}", lower),
+        Span(marks[0], style, lower),
+        Span(marks[1], style, higher),
+        Span(f" {right:<7}", f"{style} {tones[1]}", higher),
     ]
 
 
@@ -164,7 +166,7 @@ def peak(report: Report, room: int, rows: int) -> list[Line]:
     """What is alive at the largest moment: the legend of the bar, with formulas where they fit."""
     moment = report.peak_phase.peak
     parts = [(name, size) for name, _, size in drawn(moment)]
-    parts = parts[: max(1, rows - 1)]
+    parts = parts[: max(1, rows - 2)]
     names = max([16, *(len(name) for name, _ in parts)]) if room >= 60 else 18
     why = {term.name: term for term in sorted(moment.terms, key=lambda term: term.bytes)}
     lines: list[Line] = []
@@ -185,8 +187,3 @@ def peak(report: Report, room: int, rows: int) -> list[Line]:
 def colours(report: Report) -> dict[str, int]:
     """The colour of each component: its place in the bar; all others share the last."""
     return {name: i for i, (name, _, _) in enumerate(drawn(report.peak_phase.peak))}
-
-
-def parts_of(report: Report) -> list[tuple[str, int]]:
-    """Every component at the peak by size."""
-    return [(name, size) for name, _, size in components(report.peak_phase.peak)]

@@ -8,12 +8,15 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.geometry import Size
+from textual.widgets import Input
 
 from fitcheck.tui import draw
 from fitcheck.tui.knobs import fields_of, notch, shown
 from fitcheck.tui.lines import Line, Lines
 from fitcheck.tui.page import Page
+from fitcheck.tui.picker import Picker
 from fitcheck.tui.step import phase_bars, skyline
+from fitcheck.tui.tips import KEYS, tip_lines
 from fitcheck.tui.view import answered, estimated, prices
 
 PRICED = 46  # columns from which the rows of knobs have room for prices
@@ -30,8 +33,14 @@ class Fit(Page, inherit_bindings=False):
         Binding("down,j", "move(1)", "row", show=False),
         Binding("home", "move(-999)", "first row", show=False),
         Binding("end", "move(999)", "last row", show=False),
+        Binding("enter", "choose('')", "values", key_display="enter"),
+        Binding("m,slash", "choose('model')", "model"),
+        Binding("g", "choose('gpu')", "gpu"),
+        Binding("1", "app.apply(1)", "apply", key_display="1-5"),
+        *(Binding(str(key), f"app.apply({key})", "apply", show=False) for key in range(2, 6)),
         Binding("u", "app.undo", "undo"),
         Binding("r", "app.reset", "reset", show=False),
+        Binding("escape", "leave", "leave the search", show=False),
     ]
 
     def __init__(self) -> None:
@@ -44,6 +53,7 @@ class Fit(Page, inherit_bindings=False):
         yield Lines(lambda size: draw.verdict(app.view.report, size.width), classes="one")
         yield Lines(lambda size: draw.bar(app.view.report, size.width), classes="two")
         with Container(id="body"):
+            yield Picker(app.view.plan, "model", id="dock")
             yield Lines(self.knobs, id="knobs")
             yield Lines(self.answer, id="answer")
         yield Lines(lambda size: self.hint(size.width), id="hint", classes="one")
@@ -59,16 +69,22 @@ class Fit(Page, inherit_bindings=False):
         return lines
 
     def answer(self, size: Size) -> list[Line]:
-        """Memory through the step, and what is alive at the peak."""
-        report, rows = self.fitcheck.view.report, size.height
+        """Memory through the step, what would help, and what is alive at the peak."""
+        app, room, rows = self.fitcheck, size.width, size.height
+        report = app.view.report
+        fits = report.verdict == "fits"
+        found, stale = app.advice
         if rows < 10:
-            return draw.peak(report, size.width, rows)
+            return tip_lines(found, stale, fits, room, rows)
         if rows >= TALL:
-            lines = skyline(report, size.width, min(20, rows - 22))
+            lines = [*skyline(report, room, min(20, rows - 18)), []]
         else:
-            lines = phase_bars(report, size.width, rows - 12)
+            lines = phase_bars(report, room, rows - 7)
+        lines += tip_lines(found, stale, fits, room, KEYS + 1)
         left = rows - len(lines)
-        return [*lines, *draw.peak(report, size.width, left)] if left > 2 else lines
+        if left > 10:
+            lines.append([])
+        return [*lines, *draw.peak(report, room, left)] if left > 2 else lines
 
     def hint(self, room: int) -> list[Line]:
         """The chosen field's meaning, and its neighbours with their price."""
@@ -83,6 +99,28 @@ class Fit(Page, inherit_bindings=False):
                 words += f" {draw.signed(report.peak_bytes - here)}"
             steps.append(words if report else "")
         return draw.hint(name, (steps[0], steps[1]), room)
+
+    def redraw(self) -> None:
+        super().redraw()
+        if self.has_class("-wide"):
+            self.query_one(Picker).show(self.fitcheck.view.plan)
+
+    def on_picker_chosen(self, message: Picker.Chosen) -> None:
+        """A model of the list that is always there."""
+        self.set_focus(None)
+        self.fitcheck.take(message.field, message.candidate)
+
+    def action_leave(self) -> None:
+        """From the search back to the knobs."""
+        self.set_focus(None)
+
+    def action_choose(self, name: str) -> None:
+        """All values of a field; of the model, where its list is on screen, the search there."""
+        name = name or self.field
+        if name == "model" and self.has_class("-wide"):
+            self.query_one(Picker).query_one(Input).focus()
+        else:
+            self.fitcheck.choose(name)
 
     def action_go(self, name: str) -> None:
         """Choose a row."""

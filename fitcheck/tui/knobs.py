@@ -207,19 +207,16 @@ def _sizes(name: str, value: Any, step: int) -> Iterator[Any]:
             yield other * unit
 
 
-def ladder(plan: Plan, name: str) -> list[int]:
-    """Sizes to choose from: powers of two around the value that the plan allows, and itself."""
+def ladder(plan: Plan, name: str) -> list[Any]:
+    """Sizes to choose from: some notches to either side of the value, and itself."""
     value = getattr(plan, name)
-    if value is None:
-        return []
-    found = {value}
+    found = [] if value is None else [value]
     for step in (-1, 1):
         at = value
         for _ in range(6):
-            at = next(_sizes(name, at, step), None)
-            if at is None:
-                break
-            found.add(at)
+            at = next(_sizes(name, at, step), None) if at is not None else None
+            if at is not None:
+                found.append(at)
     return sorted(found)
 
 

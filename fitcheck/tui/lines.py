@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
@@ -78,6 +78,25 @@ def wrapped(words: str, room: int, style: str = "", indent: str = "") -> list[Li
     """A paragraph; the lines after the first begin with the indent."""
     found = textwrap.wrap(words, max(8, room), subsequent_indent=indent)
     return [[Span(part, style)] for part in found]
+
+
+class Lazily(Sequence[Line]):
+    """Lines that are made when they come into view: a catalog has hundreds."""
+
+    def __init__(self, count: int, make: Callable[[int], Line]) -> None:
+        self.count, self.make = count, make
+
+    def __len__(self) -> int:
+        return self.count
+
+    @overload
+    def __getitem__(self, index: int) -> Line: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Line]: ...
+    def __getitem__(self, index: int | slice) -> Line | list[Line]:
+        if isinstance(index, slice):
+            return [self.make(i) for i in range(*index.indices(self.count))]
+        return self.make(index)
 
 
 class Lines(ScrollView, can_focus=False):

@@ -47,6 +47,7 @@ def _key(binding: Binding) -> Line:
 class Page(Screen[Any]):
     """A screen of FitCheck. Its subclasses say what the title and the lines below it are."""
 
+    AUTO_FOCUS = ""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss", "back", key_display="esc"),

@@ -11,8 +11,9 @@ from itertools import groupby
 from fitcheck.report import Phase, Report
 from fitcheck.text import FILLS, REST, gib
 from fitcheck.tui.draw import colours
-from fitcheck.tui.lines import Line, Span, cut, padded
+from fitcheck.tui.lines import Line, Span, apart, cut, padded
 
+LEAST_BAR = 10  # columns below which a bar tells nothing
 LEAST_NAME = 4  # columns below which a stage's name tells nothing
 
 
@@ -30,7 +31,8 @@ def stages(report: Report, merged: bool) -> list[tuple[str, list[Phase]]]:
 
 def phase_bars(report: Report, room: int, rows: int) -> list[Line]:
     """A bar for each stage, cut in two by the usable line; ◀ where the peak is."""
-    merged = len(report.phases) > rows - 1
+    longest = max(len(phase.name) for phase in report.phases)
+    merged = len(report.phases) > rows - 1 or room - longest < 10 + LEAST_BAR
     found = stages(report, merged)
     names = max(len(name) for name, _ in found)
     space = max(4, room - names - 10)
@@ -64,7 +66,8 @@ def skyline(report: Report, room: int, rows: int) -> list[Line]:
     limit = height - 1 - min(height - 1, int(report.usable_bytes / top * height))
     timed = all(phase.seconds for phase in report.phases)
     words = "width = time" if timed else "each phase as wide as the others"
-    lines: list[Line] = [[Span("MEMORY THROUGH ONE STEP, GiB", "head"), Span(f"  {words}", "dim")]]
+    head = [Span("MEMORY THROUGH ONE STEP, GiB", "head")]
+    lines: list[Line] = [apart(head, [Span(words, "dim")], room)]
     stacks = [_stack(phase, colours(report), top / height) for phase in report.phases]
     for y in range(height):
         level = height - 1 - y

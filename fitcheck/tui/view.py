@@ -29,10 +29,12 @@ class View:
     card: str = PRETENDED
 
 
-@lru_cache(maxsize=4096)
-def estimated(plan: Plan) -> Report:
+def answer(plan: Plan) -> Report:
     """The estimate, with the error that recorded measurements state."""
     return fit(plan, catalog.stated_error(plan.method, "estimate"))
+
+
+estimated = lru_cache(maxsize=256)(answer)  # a key's plan and its neighbours, the way back
 
 
 def judged(plan: Plan, card: str = PRETENDED) -> View:
@@ -48,7 +50,7 @@ def answered(plan: Plan | None) -> Report | None:
         return None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def prices(plan: Plan) -> dict[str, tuple[int | None, int | None]]:
     """Bytes that each knob saves (below 0) or costs one notch to the left and to the right.
 
