@@ -30,8 +30,23 @@ def check(model: str | Model = DEFAULT_MODEL, **wishes: Any) -> Report:
     Raises FitCheckError for unknown names, contradictory knobs, architectures not covered.
     """
     plan, card = _resolve(model, wishes)
-    report = fit(plan, catalog.stated_error(plan.method, "estimate"))
+    report = advised(fit(plan, catalog.stated_error(plan.method, "estimate")))
     return replace(report, notes=(card, *report.notes)) if card else report
+
+
+def advised(report: Report, limit: int = 5) -> Report:
+    """The report with the changes that make its plan fit, the cheapest first; as it is if it fits.
+
+    Where nothing makes it fit: those that save most.
+    """
+    if report.verdict == "fits":
+        return report
+    from fitcheck.advice import fixes  # what fits needs none
+
+    found = fixes(report.plan, report)
+    enough = [fix for fix in found if fix.verdict != "does-not-fit"]
+    by_size = sorted(found, key=lambda fix: -fix.saves)
+    return replace(report, advice=tuple((enough or by_size)[:limit]))
 
 
 def resolve(model: str | Model = DEFAULT_MODEL, **wishes: Any) -> Plan:

@@ -73,6 +73,10 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, prog="fitcheck")
     if verb in ("check", ""):
         _add_check(verbs)
+    if verb in ("advise", ""):
+        from fitcheck import advising
+
+        advising.add_parser(verbs)
     if verb in ("dryrun", ""):
         _add_dryrun(verbs)
     if verb in (*LISTINGS, ""):
@@ -89,7 +93,7 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
 
 
 LISTINGS = ("models", "gpus", "rewards", "methods")
-VERBS = ("check", "dryrun", *LISTINGS, "machine")
+VERBS = ("check", "advise", "dryrun", *LISTINGS, "machine")
 
 
 def _add_check(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -136,7 +140,7 @@ def _shown(report: Report, args: argparse.Namespace) -> str:
 
 
 def run_dryrun(args: argparse.Namespace) -> int:
-    from fitcheck import text, worker  # only this verb needs them
+    from fitcheck import worker  # only this verb needs it
 
     plan = resolve(args.model, **plan_fields(args))
     options = [f"--{name}={getattr(args, name)}" for name in FILES if getattr(args, name)]
@@ -144,7 +148,9 @@ def run_dryrun(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report.to_json(), ensure_ascii=False, indent=1))
     elif args.compare:
-        print(text.comparison(check(args.model, **plan_fields(args)), report))
+        from fitcheck.difference import comparison
+
+        print(comparison(check(args.model, **plan_fields(args)), report))
     else:
         print(_shown(report, args))
     return 1 if report.verdict == "does-not-fit" else 0

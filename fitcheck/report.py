@@ -99,7 +99,7 @@ class Report:
     source: str = "estimate"
     error: Error | None = None
     notes: tuple[str, ...] = ()
-    advice: tuple[Any, ...] = ()
+    advice: tuple[Any, ...] = ()  # of fitcheck.advice.Fix: what makes it fit; none when it fits
     outcome: str | None = None  # of a replay under the limit; an estimate derives its own
 
     @property
@@ -199,7 +199,7 @@ class Report:
                 "basis": self.error.basis,
             },
             "notes": list(self.notes),
-            "advice": list(self.advice),
+            "advice": [fix.to_json() for fix in self.advice],
         }
 
 

@@ -52,6 +52,20 @@ def print_table(
     return 0
 
 
+def whole_words(text: str, width: int, head: str = "", indent: int = 0) -> list[str]:
+    """The text wrapped between words alone, so that flags can be copied; `head` leads it."""
+    import textwrap
+
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=head,
+        subsequent_indent=" " * (indent or len(head)),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def _excess(shown: Sequence[tuple[str, ...]]) -> int:
     """How much wider than the terminal these columns are, two spaces between them.
 

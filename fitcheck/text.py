@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from fitcheck.fit import fit
 from fitcheck.plan import Plan
-from fitcheck.report import ALLOCATED, OUTSIDE, Moment, Phase, Report, Term
+from fitcheck.report import OUTSIDE, Moment, Phase, Report, Term
+from fitcheck.table import whole_words
 
 GIB = 2**30
 LEAST = GIB // 20  # what is smaller would print as 0.0 GiB
@@ -42,6 +43,7 @@ def report_text(
         bar(report, min(width, 100)),
         at_peak(report, min(width, 80)),
         phase_table(report, width),
+        advice_lines(report, width),
         footnotes(report, width),
     ]
     if explain:
@@ -179,6 +181,30 @@ def _sum(terms: Iterable[Term]) -> int:
     return sum(term.bytes for term in terms)
 
 
+def advice_lines(report: Report, width: int) -> list[str]:
+    """What makes it fit, a way each: GiB saved, what it costs the user, the flags to add."""
+    if not report.advice:
+        return []
+    lines = textwrap.wrap(advice_title(report), width)
+    sizes = max(len(gib(fix.saves)) for fix in report.advice)
+    ranks = max(len(fix.rank) for fix in report.advice)
+    for fix in report.advice:
+        head = f"  {gib(fix.saves):>{sizes}} GiB  {fix.rank:<{ranks}}  "
+        text = fix.flags + (" (tight)" if fix.verdict == "tight" else "")
+        if len(head) + max(map(len, text.split())) > width:  # narrow: the flags below
+            lines.append(head.rstrip())
+            head = " " * 4
+        lines += whole_words(text, width, head)
+    return lines
+
+
+def advice_title(report: Report) -> str:
+    """Whether the advice is enough."""
+    if report.advice[0].verdict == "does-not-fit":
+        return "Nothing tried makes it fit; each saves, at the whole plan's peak"
+    return "Each makes it fit, and saves (`fitcheck advise`: more, and their side effects)"
+
+
 def footnotes(report: Report, width: int) -> list[str]:
     """What stands behind the answer, a label and its text each."""
     found = []
@@ -256,25 +282,6 @@ def explanation(report: Report, width: int) -> list[str]:
     return lines
 
 
-def comparison(estimate: Report, traced: Report) -> str:
-    """Peak allocated of each phase, by the estimate and by the dry run."""
-    lines = [f"{'Peak allocated, MiB':<26}{'estimate':>12}{'dry run':>12}{'difference':>12}"]
-    guessed = {phase.name: _allocated(phase) for phase in estimate.phases}
-    rows = [(phase.name, guessed.get(phase.name), _allocated(phase)) for phase in traced.phases]
-    rows.append(("whole step", estimate.allocated_bytes, traced.allocated_bytes))
-    for name, guess, seen in rows:
-        if guess is None:
-            lines.append(f"{name:<26}{'-':>12}{seen / 2**20:>12,.1f}")
-        else:
-            off = f"{100 * (guess / max(1, seen) - 1):+.2f} %"
-            lines.append(f"{name:<26}{guess / 2**20:>12,.1f}{seen / 2**20:>12,.1f}{off:>12}")
-    return "\n".join(lines)
-
-
-def _allocated(phase: Phase) -> int:
-    return max(moment.part(ALLOCATED) for moment in phase.moments)
-
-
 def markdown(report: Report) -> str:
     """The same answer for an issue or a chat."""
     glyph, words = WORDS[report.verdict]
@@ -285,12 +292,16 @@ def markdown(report: Report) -> str:
     rows = "\n".join(f"| {name} | {', '.join(who)} | {gib(size)} |" for name, who, size in parts)
     phases = "\n".join(_phase_row(phase) for phase in report.phases)
     notes = "\n".join(f"- {label}: {text}" for label, text in facts(report))
+    advice = ""
+    if report.advice:
+        fixes = "\n".join(f"| `{f.flags}` | {gib(f.saves)} | {f.rank} |" for f in report.advice)
+        advice = f"| {advice_title(report)} | GiB | rank |\n|---|---:|---|\n{fixes}\n\n"
     return (
         f"**{headline(report.plan)}**\n\n{glyph} **{words}**: {by_how_much(report)}; "
         f"needs {gib(report.peak_bytes)} GiB in {report.peak_phase.name} ({moment.name}), "
         f"{gib(report.usable_bytes)} GiB usable\n\n"
         f"| at the peak | role | GiB |\n|---|---|---:|\n{rows}\n\n"
-        f"| phase | GiB |\n|---|---:|\n{phases}\n\n{notes}\n"
+        f"| phase | GiB |\n|---|---:|\n{phases}\n\n{advice}{notes}\n"
     )
 
 

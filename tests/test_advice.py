@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -10,12 +13,13 @@ from typing import Any
 import pytest
 
 from fitcheck import Plan, catalog, resolve
-from fitcheck.advice import Fix, ceilings, fixes
+from fitcheck.advice import Fix, ceilings, fixes, room
 from fitcheck.advice.ceiling import level
 from fitcheck.advice.changes import RANKS, family_of
 from fitcheck.advice.commands import card_name, command
 from fitcheck.advice.fix import judged
-from fitcheck.cli import parser
+from fitcheck.answer import plan_from
+from fitcheck.cli import main, parser
 from fitcheck.errors import FitCheckError
 from fitcheck.flags import plan_fields
 from fitcheck.names import card_sizes
@@ -95,6 +99,66 @@ def test_a_combination_needs_each_of_its_changes(at: int) -> None:
             fewer = {field: value for field, value in fix.changes.items() if field != name}
             with suppress(FitCheckError):  # such as an adapter without its base
                 assert judged(plan.change(**fewer)).verdict != "fits", (fix.flags, name)
+
+
+def test_the_advice_is_in_every_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["qwen2.5-7b", "--gpu", "3060", "--method", "dpo", "--tuning", "qlora"]
+    assert main(["check", *words, "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert 1 < len(answer["advice"]) <= 5
+    for fix in answer["advice"]:
+        again = judged(parsed(fix["command"]))
+        assert (fix["verdict"], fix["peak_bytes"]) == (again.verdict, again.peak_bytes)
+        assert fix["saves_bytes"] == answer["peak_bytes"] - fix["peak_bytes"]
+        assert fix["verdict"] == "fits"
+    assert main(["check", *words, "--gpu", "a100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["advice"] == []
+
+
+PAGES = {
+    "advise-does-not-fit": ["llama-3.1-8b", "--gpu", "4090", "--tuning", "qlora"],
+    "advise-fits": ["llama-3.1-8b", "--gpu", "a100", "--tuning", "qlora", "--batch", "16"],
+    "advise-inference": ["qwen3-8b", "--gpu", "rtx 3060", "--method", "inference"]
+    + ["--context", "32k", "--concurrency", "4"],
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_advise(
+    name: str, golden: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["advise", *PAGES[name]]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    golden(name, shown)
+    printed = re.findall(r"^ +\$ (fitcheck (?:.*\\\n)*.*)$", shown, re.MULTILINE)
+    assert len(printed) == len(re.findall(r"^ ?\d+  ", shown, re.MULTILINE))
+    for text in printed:
+        assert judged(parsed(text.replace("\\\n", ""))).verdict != "does-not-fit"
+
+
+def test_advise_json_holds_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["qwen3-4b", "--gpu", "a100", "--method", "sft", "--tuning", "lora", "--json"]
+    assert main(["advise", *words]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    plan = resolve("qwen3-4b", gpu="a100", method="sft", tuning="lora")
+    assert plan_from(answer["plan"]) == plan
+    found = ceilings(plan)
+    assert answer["ceilings"]["sequence"]["largest"] == found["sequence"].value
+    more = room(plan, found)
+    assert [fix["peak_bytes"] for fix in answer["room"]] == [fix.peak_bytes for fix in more]
+
+
+def test_what_may_be_turned_up_still_fits_and_the_next_size_does_not() -> None:
+    plan = resolve("qwen3-1.7b", gpu="4090", tuning="lora", score_batch=1, reward_precision="nf4")
+    found = {fix.flags: fix for fix in room(plan, ceilings(plan))}
+    before = judged(plan).peak_bytes
+    for fix in found.values():
+        assert fix.verdict == judged(fix.plan).verdict == "fits"
+        assert fix.peak_bytes > before
+    assert "--reward-precision bf16" in found
+    assert "--tuning full" not in found  # 1.7 B in full PPO needs more than 24 GB
+    assert room(resolve("llama-3.1-8b", gpu="4090"), {}) == []
 
 
 def test_every_card_is_called_by_a_name_that_means_it() -> None:

@@ -181,6 +181,7 @@ PLAN_FLAGS = (
 )
 FROZEN_FLAGS = {
     "check": {*PLAN_FLAGS, "help", "json", "markdown", "explain"},
+    "advise": {*PLAN_FLAGS, "help", "json"},
     "dryrun": {*PLAN_FLAGS, "help", "json", "compare", "explain", "snapshot", "html", "svg"},
 }
 
@@ -201,7 +202,7 @@ def test_the_flags_are_frozen(verb: str) -> None:
 
 
 def test_the_verbs_are_frozen() -> None:
-    expected = ["check", "dryrun", "models", "gpus", "rewards", "methods", "machine"]
+    expected = ["check", "advise", "dryrun", "models", "gpus", "rewards", "methods", "machine"]
     assert list(verbs()) == expected
 
 

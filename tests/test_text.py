@@ -12,6 +12,7 @@ import pytest
 from fitcheck import catalog, text
 from fitcheck.answer import check
 from fitcheck.cli import main
+from fitcheck.difference import comparison
 from fitcheck.report import ALLOCATED, OUTSIDE, Error, Moment, Phase, Ram, Report, Term
 
 SCREENS = {
@@ -241,7 +242,7 @@ def test_comparison_of_two_rungs() -> None:
         phases.append(Phase(phase.name, (Moment(phase.peak.name, terms),)))
     phases.append(Phase("extra", (Moment("x", (Term("x", "card", 2**20, "", OUTSIDE),)),)))
     traced = dataclasses.replace(estimate, phases=tuple(phases), source="dry-run")
-    lines = text.comparison(estimate, traced).splitlines()
+    lines = comparison(estimate, traced).splitlines()
     assert len(lines) == 1 + len(phases) + 1
     assert lines[-1].startswith("whole step")
     assert lines[-1].endswith("-50.00 %")

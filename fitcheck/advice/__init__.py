@@ -9,6 +9,8 @@ two peaks, never a figure of its own.
 
 from fitcheck.advice.ceiling import Ceiling, ceilings
 from fitcheck.advice.commands import command, flags
-from fitcheck.advice.fix import Fix, fixes
+from fitcheck.advice.fix import Fix
+from fitcheck.advice.room import room
+from fitcheck.advice.search import fixes
 
-__all__ = ["Ceiling", "Fix", "ceilings", "command", "fixes", "flags"]
+__all__ = ["Ceiling", "Fix", "ceilings", "command", "fixes", "flags", "room"]

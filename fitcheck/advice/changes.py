@@ -62,7 +62,8 @@ def _valid(plan: Plan, level: Level) -> bool:
 Offers = Iterator[tuple[str, list[Level]]]
 
 
-def _one(field: str, *values: Any) -> list[Level]:
+def one(field: str, *values: Any) -> list[Level]:
+    """The levels of a change to one field."""
     return [{field: value} for value in values]
 
 
@@ -71,37 +72,37 @@ def _unchanged(plan: Plan) -> Offers:
         return
     if plan.optimizer == "adamw":
         effect = "the same steps in one kernel, without a parameter-sized temporary"
-        yield effect, _one("optimizer", "adamw-fused")
+        yield effect, one("optimizer", "adamw-fused")
     if plan.loss in ("full", "chunked"):
         if plan.loss == "full":
-            yield "logits of 256 tokens at a time", _one("loss", "chunked")
-        yield "logits in tiles, never whole; needs such a kernel", _one("loss", "fused")
+            yield "logits of 256 tokens at a time", one("loss", "chunked")
+        yield "logits in tiles, never whole; needs such a kernel", one("loss", "fused")
     if plan.attention == "eager":
-        yield "the same attention without its table of scores", _one("attention", "sdpa")
-    yield "needs flash-attn installed", _one("attention", "flash")
+        yield "the same attention without its table of scores", one("attention", "sdpa")
+    yield "needs flash-attn installed", one("attention", "flash")
     if plan.rollout in ("vllm", "sglang") and not plan.rollout_sleep:
-        yield "the engine wakes and sleeps in every step", _one("rollout_sleep", True)
+        yield "the engine wakes and sleeps in every step", one("rollout_sleep", True)
     if plan.score_batch and plan.score_batch > 1:
         effect = "fewer sequences in a scoring pass: more passes"
-        yield effect, _one("score_batch", *_divisors(plan.score_batch))
+        yield effect, one("score_batch", *_divisors(plan.score_batch))
     if not plan.checkpointing:
         effect = "each layer's forward runs twice: up to a third more compute in the update"
-        yield effect, _one("checkpointing", True)
+        yield effect, one("checkpointing", True)
     if plan.micro_batch > 1:
         effect = "the same batch in more, smaller passes"
-        yield effect, _one("micro_batch", *_divisors(plan.micro_batch))
+        yield effect, one("micro_batch", *_divisors(plan.micro_batch))
     if plan.method == "dpo":
         effect = "the reference's log-probs are computed once, before training"
-        yield effect, _one("reference", "precomputed")
+        yield effect, one("reference", "precomputed")
     if plan.rollout in ("vllm", "sglang"):
-        yield "slower generation, no second copy of the weights", _one("rollout", "transformers")
+        yield "slower generation, no second copy of the weights", one("rollout", "transformers")
     for part in ("reference", "reward", "critic"):
         if part not in plan.offload:
             effect = f"the {part} waits in RAM and crosses the bus in every step"
-            yield effect, _one("offload", (*plan.offload, part))
+            yield effect, one("offload", (*plan.offload, part))
     if "optimizer" not in plan.offload:
         effect = "Adam runs on the CPU: slow steps, states in RAM"
-        yield effect, _one("offload", (*plan.offload, "optimizer"))
+        yield effect, one("offload", (*plan.offload, "optimizer"))
 
 
 def _divisors(number: int) -> list[int]:
@@ -116,44 +117,44 @@ def _precision(plan: Plan) -> Offers:
     if plan.reward_precision:
         order = ("bf16", "int8", "nf4")
         smaller = order[order.index(plan.reward_precision) + 1 :]
-        yield "rewards of a quantized model", _one("reward_precision", *smaller)
+        yield "rewards of a quantized model", one("reward_precision", *smaller)
     if plan.optimizer in ("adamw", "adamw-fused"):
-        yield "8-bit states (bitsandbytes)", _one("optimizer", "adamw-8bit")
+        yield "8-bit states (bitsandbytes)", one("optimizer", "adamw-8bit")
         effect = "8-bit states that spill to RAM (bitsandbytes)"
-        yield effect, _one("optimizer", "paged-adamw-8bit")
+        yield effect, one("optimizer", "paged-adamw-8bit")
     if plan.adapter_precision == "fp32":
-        yield "adapters and their states in 16 bits", _one("adapter_precision", "bf16")
+        yield "adapters and their states in 16 bits", one("adapter_precision", "bf16")
     if plan.tuning == "lora":
-        yield "the frozen base in 4 bits, dequantized in every pass", _one("tuning", "qlora")
+        yield "the frozen base in 4 bits, dequantized in every pass", one("tuning", "qlora")
     if plan.critic_tuning == "lora" and plan.tuning != "lora":
-        yield "the critic's frozen base in 4 bits", _one("critic_tuning", "qlora")
+        yield "the critic's frozen base in 4 bits", one("critic_tuning", "qlora")
     if plan.precision == "fp32":
-        yield "16-bit products, fp32 weights", _one("precision", "bf16-mixed")
+        yield "16-bit products, fp32 weights", one("precision", "bf16-mixed")
     if plan.precision not in ("bf16", "fp16"):
         effect = "no fp32 weights or states: small updates are rounded away"
         if plan.tuning != "full":
             effect = "no autocast: sums and norms in 16 bits too"
-        yield effect, _one("precision", "bf16")
+        yield effect, one("precision", "bf16")
 
 
 def _quantized(plan: Plan) -> Offers:
     order: tuple[str, ...] = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
     if plan.quant in ("bf16", "fp16", "fp32", "fp8", "int8"):
         smaller = ("nf4",) if plan.quant in ("fp8", "int8") else ("int8", "nf4")
-        yield "fewer bits a weight (bitsandbytes)", _one("quant", *smaller)
+        yield "fewer bits a weight (bitsandbytes)", one("quant", *smaller)
     if plan.quant in order:
         order = order[order.index(plan.quant) + 1 :]
-    yield "fewer bits a weight (GGUF, llama.cpp)", _one("quant", *order)
+    yield "fewer bits a weight (GGUF, llama.cpp)", one("quant", *order)
     if plan.kv_cache in ("bf16", "fp16"):
         types = ("q8_0", "q4_0") if plan.quant in GGUF_QUANTS[:-2] else ("fp8",)
-        yield "keys and values in fewer bits", _one("kv_cache", *types)
+        yield "keys and values in fewer bits", one("kv_cache", *types)
     elif plan.kv_cache == "q8_0":
-        yield "keys and values in 4 bits", _one("kv_cache", "q4_0")
+        yield "keys and values in 4 bits", one("kv_cache", "q4_0")
 
 
 def _method(plan: Plan) -> Offers:
     if plan.ptx_batch:
-        yield "no pretraining text in the update", _one("ptx_batch", 0)
+        yield "no pretraining text in the update", one("ptx_batch", 0)
     yield from _shorter(plan)
     if plan.method != "inference":
         yield from _trained(plan)
@@ -170,10 +171,10 @@ def _shorter(plan: Plan) -> Offers:
             levels = [{"batch": n, "minibatch": min(n, plan.minibatch)} for n in sizes]
         yield "fewer samples in a step", levels
     if plan.method == "inference" and plan.concurrency > 1:
-        yield "fewer sequences at a time", _one("concurrency", *_halves(plan.concurrency, 1))
+        yield "fewer sequences at a time", one("concurrency", *_halves(plan.concurrency, 1))
     for field in ("response", "prompt", "sequence", "context"):
         if (tokens := getattr(plan, field)) and tokens > 128:
-            yield f"a shorter {field}", _one(field, *_halves(tokens, 128))
+            yield f"a shorter {field}", one(field, *_halves(tokens, 128))
 
 
 def _halves(number: int, least: int) -> list[int]:
@@ -187,31 +188,31 @@ def _halves(number: int, least: int) -> list[int]:
 def _trained(plan: Plan) -> Offers:
     """Less that trains."""
     if plan.lora_rank and plan.lora_rank > 4:
-        yield "a lower rank learns less", _one("lora_rank", *_halves(plan.lora_rank, 4))
+        yield "a lower rank learns less", one("lora_rank", *_halves(plan.lora_rank, 4))
     if plan.lora_targets == "all-linear":
-        yield "adapters on attention alone", _one("lora_targets", "attention")
+        yield "adapters on attention alone", one("lora_targets", "attention")
     if plan.critic_tuning == "full" and plan.tuning != "full":
-        yield "adapters train in the critic", _one("critic_tuning", "lora", "qlora")
+        yield "adapters train in the critic", one("critic_tuning", "lora", "qlora")
     if plan.optimizer not in ("sgd", "adafactor"):
-        yield "factored second moments, no first", _one("optimizer", "adafactor")
+        yield "factored second moments, no first", one("optimizer", "adafactor")
     if plan.tuning == "full":
-        yield "adapters train, not the weights", _one("tuning", "lora")
-        yield "adapters train on a 4-bit base", _one("tuning", "qlora")
+        yield "adapters train, not the weights", one("tuning", "lora")
+        yield "adapters train on a 4-bit base", one("tuning", "qlora")
 
 
 def _roles(plan: Plan) -> Offers:
     """Fewer or smaller models beside the policy."""
     if plan.method in ROLLOUT and plan.reference == "copy":
-        yield "no KL penalty towards the start", _one("reference", "none")
+        yield "no KL penalty towards the start", one("reference", "none")
     if plan.method == "ppo" and plan.critic != "shared":
         if plan.critic != "adapter":
-            yield "the critic is an adapter on the policy's base", _one("critic", "adapter")
-        yield "the critic is a value head on the policy", _one("critic", "shared")
+            yield "the critic is an adapter on the policy's base", one("critic", "adapter")
+        yield "the critic is a value head on the policy", one("critic", "shared")
     if plan.reward_architecture is not None:
         smaller = [{"reward_model": m} for m in smaller_rewards(plan)]
         yield "a smaller reward model judges", smaller
-        yield "the reward is an adapter on the policy's base", _one("reward_model", "adapter")
-        yield "only for what a program can judge", _one("reward_model", "rule")
+        yield "the reward is an adapter on the policy's base", one("reward_model", "adapter")
+        yield "only for what a program can judge", one("reward_model", "rule")
     if plan.method == "ppo":
         group = max(n for n in range(1, 9) if plan.batch % n == 0)
         effect = f"no critic: {group} completions of a prompt are compared"
@@ -229,18 +230,21 @@ def smaller_models(model: Model) -> list[Model]:
 def family_of(model: Model) -> list[Model]:
     """The model's family (Llama 3.1 and 3.2 are one), one model for each size, the largest first.
 
-    Only what the estimate covers; of two with one size, the one that is tuned as the model is.
+    Only what the estimate covers. Of several with one size: of the very family, tuned as the model
+    is, the newest.
     """
-    tuned, family = _tuned(model.id), _generation(model.family)
-    sizes: dict[int, catalog.Row] = {}
-    for entry in catalog.model_entries():
-        size = entry.get("params")
-        if not size or _generation(entry["family"]) != family:
-            continue
-        if size not in sizes or _tuned(sizes[size]["id"]) != tuned == _tuned(entry["id"]):
-            sizes[size] = entry
+    family, sizes = _generation(model.family), dict[int, catalog.Row]()
+
+    def nearness(entry: catalog.Row) -> tuple[bool, bool, str]:
+        tuned = _tuned(entry["id"]) == _tuned(model.id)
+        return entry["family"] == model.family, tuned, entry.get("release_date") or ""
+
+    same = [e for e in catalog.model_entries() if _generation(e["family"]) == family]
+    for entry in sorted(same, key=nearness):
+        if entry.get("params"):
+            sizes[entry["params"]] = entry  # the nearest comes last
     found = [catalog.model(sizes[size]) for size in sorted(sizes, reverse=True)]
-    return [model for model in found if not covered(model)]
+    return [m for m in found if not covered(m)]
 
 
 def _tuned(name: str) -> bool:

@@ -1,0 +1,150 @@
+"""`fitcheck advise MODEL ...`: what makes it fit, how far each axis goes, what room is left.
+
+fitcheck advise llama-3.1-8b --gpu 4090 --method ppo --tuning qlora
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fitcheck.advice import Ceiling, Fix, ceilings, fixes, room
+from fitcheck.answer import DEFAULT_MODEL, check
+from fitcheck.flags import add_plan_flags, plan_fields
+from fitcheck.model import Model
+from fitcheck.report import Report
+from fitcheck.table import columns, whole_words
+from fitcheck.text import colourful, gib, headline, verdict_lines
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verb, with `run` set."""
+    summary = "what makes it fit, how far each axis goes, what room is left"
+    parser = verbs.add_parser("advise", help=summary, description=summary)
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name, loosely")
+    add_plan_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run_advise)
+
+
+def run_advise(args: argparse.Namespace) -> int:
+    """Print the advice; 0 when the plan or one of its changes fits, else 1."""
+    report = replace(check(args.model, **plan_fields(args)), advice=())
+    found = fixes(report.plan, report)
+    limits = ceilings(report.plan)
+    more = room(report.plan, limits)
+    if args.json:
+        print(json.dumps(_json(report, found, limits, more), ensure_ascii=False, indent=1))
+    else:
+        for part in _parts(report, found, limits, more, min(columns(80), 120)):
+            print("\n".join(part), end="\n\n" if part else "")
+    enough = report.verdict != "does-not-fit" or any(f.verdict != "does-not-fit" for f in found)
+    return 0 if enough else 1
+
+
+def _json(
+    report: Report, found: Sequence[Fix], limits: dict[str, Ceiling], more: Sequence[Fix]
+) -> dict[str, Any]:
+    return {
+        "plan": report.plan.to_json(),
+        "verdict": report.verdict,
+        "peak_bytes": report.peak_bytes,
+        "usable_bytes": report.usable_bytes,
+        "advice": [fix.to_json() for fix in found],
+        "ceilings": {name: _ceiling_json(ceiling) for name, ceiling in limits.items()},
+        "room": [fix.to_json() for fix in more],
+    }
+
+
+def _ceiling_json(ceiling: Ceiling) -> dict[str, Any]:
+    return {
+        "now": _said(ceiling.now),
+        "largest": None if ceiling.value is None else _said(ceiling.value),
+        "step": ceiling.step,
+        "bound": ceiling.bound,
+    }
+
+
+def _said(value: Any) -> Any:
+    return value.id if isinstance(value, Model) else value
+
+
+def _parts(
+    report: Report,
+    found: Sequence[Fix],
+    limits: dict[str, Ceiling],
+    more: Sequence[Fix],
+    width: int,
+) -> Iterator[list[str]]:
+    """The page, paragraph by paragraph."""
+    yield [*textwrap.wrap(headline(report.plan), width), *verdict_lines(report, width, colourful())]
+    if report.verdict == "fits":
+        yield list(_lines("What may be turned up, each alone", more, width))
+        yield list(_lines("What would save memory", found, width))
+    else:
+        enough = [fix for fix in found if fix.verdict != "does-not-fit"]
+        if enough:
+            yield ["What makes it fit, what costs you least first"]
+        else:
+            yield ["Nothing tried makes it fit; `fitcheck gpus --for` lists cards that would do"]
+        for number, fix in enumerate(enough, 1):
+            yield list(_block(number, fix, width))
+        helping = [fix for fix in found if fix.verdict == "does-not-fit"]
+        yield list(_lines("What helps, but is not enough alone", helping, width))
+    yield list(_limits(limits.values()))
+
+
+def _block(number: int, fix: Fix, width: int) -> Iterator[str]:
+    """One way to make it fit, in full."""
+    yield from whole_words(fix.flags, width, f"{number:>2}  ", 6)
+    verdict = {"fits": "fits", "tight": "is tight"}[fix.verdict]
+    facts = f"saves {gib(fix.saves)} GiB, needs {gib(fix.peak_bytes)}: {verdict}; {fix.rank}"
+    yield from whole_words(facts, width, " " * 4)
+    yield from whole_words(fix.effect, width, " " * 4)
+    yield from _command(fix.command, width)
+
+
+def _command(command: str, width: int) -> Iterator[str]:
+    """A command to copy, continued over lines as a shell reads it; a flag stays by its value."""
+    glued = re.sub(r"(--\S+) ", "\\1\xa0", command)
+    lines = [line.replace("\xa0", " ") for line in whole_words(glued, width - 10)]
+    for number, line in enumerate(lines, 1):
+        lead = "    $ " if number == 1 else "        "
+        yield lead + line + (" \\" if number < len(lines) else "")
+
+
+def _lines(title: str, found: Sequence[Fix], width: int) -> Iterator[str]:
+    """A change a line: GiB, what changes, side effect."""
+    if not found:
+        return
+    yield title
+    flags = min(34, max(len(fix.flags) for fix in found))
+    for fix in found:
+        size = f"{'-' if fix.saves > 0 else '+'}{gib(abs(fix.saves))}"
+        head = f"  {size:>7} GiB  {fix.flags:<{flags}}  "
+        room = 17 + flags
+        if len(head) > room:
+            yield head.rstrip()
+            head = " " * room
+        yield from whole_words(fix.effect, width, head)
+
+
+def _limits(found: Iterable[Ceiling]) -> Iterator[str]:
+    """How far each axis goes."""
+    rows = [("field", "now", "largest", "stopped by")]
+    for ceiling in found:
+        largest = "none fits" if ceiling.value is None else _number(ceiling.value)
+        rows.append((ceiling.field, _number(ceiling.now), largest, ceiling.bound))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield "How far each goes, all else as it is"
+    for row in rows:
+        yield "  " + "  ".join(map(str.ljust, row, widths)).rstrip()
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(_said(value).partition("/")[2])
