@@ -205,8 +205,9 @@ def update_stages(
         made = training_cost(model, setting, shape, piece).training
         stages.append(Stage("forward", "logits", kept, casts, made, 0))
     others = waiting + layers.gradients - layers.first_gradients
+    loss = ends.kept if head == "score" else ends.training  # of scores, the loss is a few numbers
     stages += [
-        Stage("loss", "logits", kept, casts, ends.training, 0),
+        Stage("loss", "logits", kept, casts, loss, 0),
         Stage("backward", "logits", kept, 0, ends.backward - waiting, waiting),
         Stage("backward", "last layer", kept, 0, layers.replayed, waiting),
         Stage("backward", "first layer", layers.own, 0, layers.first - layers.own, others),

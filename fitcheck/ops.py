@@ -16,6 +16,9 @@ from fitcheck.model import Model
 from fitcheck.tape import PARTS, SAME, Buffer, Tape
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# bitsandbytes 0.50 multiplies fewer tokens with a 4-bit weight as it is (gemm_4bit in
+# backends/cuda/ops.py: by card and shape between 4 and 512; 16 holds for most).
+FUSED_TOKENS = 16
 
 
 class Setting(NamedTuple):
@@ -193,8 +196,11 @@ class Block:
         s, tape, n = self.setting, self.tape, inner * outer
         c = size or (s.compute if s.autocast or stored != "plain" else x.size)
         if stored == "nf4":  # bitsandbytes unpacks the weight for each product, forward and back
-            x = self.cast(x, c)
-            return tape.op(name, [x], count * outer * c, c, during=n * c, temporary=n * c)
+            given, x = x.size, self.cast(x, c)
+            maxima = 4 * -(-n // 64)  # of its blocks, dequantized; forward adds their mean anew
+            during = n * c + 2 * maxima if count >= FUSED_TOKENS else 0
+            out = tape.op(name, [x], count * outer * c, c, during=during, temporary=n * c)
+            return self.cast(out, given)  # Linear4bit.forward: back to the input's type
         if stored == "int8":  # 8-bit copy of the input, 32-bit sums (bitsandbytes LLM.int8)
             x = self.cast(x, c)
             return tape.op(name, [x], count * outer * c, c, during=count * (inner + 4 * outer))
@@ -225,8 +231,11 @@ class Block:
         )  # fmt: skip
         if not s.adapter or not self.targeted(place, name):
             return out
-        kind = out.size
-        x = self.cast(x, s.adapter)
+        kind, four_bit = out.size, s.stored == "nf4"
+        if four_bit:  # peft's Linear4bit copies the result, and casts nothing under autocast
+            out = self.copy("clone", out)
+        if not (four_bit and s.autocast):
+            x = self.cast(x, s.adapter)
         if s.dropout:
             mask = self.tape.new(x.bytes // x.size, 1, name="dropout mask")
             x = self.tape.op("dropout", [x], x.bytes, x.size, saved=[mask])
@@ -236,6 +245,8 @@ class Block:
         del down
         scaled = self.scale(up)
         del up
+        if four_bit:
+            scaled = self.cast(scaled, kind)
         total = self.add(out, scaled)
         del out, scaled
         return self.cast(total, kind)

@@ -101,7 +101,7 @@ def plan_of(name: str, layers: int, knobs: dict[str, Any]) -> Plan:
     """One of PLANS, for an A100 of 80 GB."""
     card = GPU.from_json(
         {"id": "a100", "name": "A100", "vendor": "nvidia", "arch": "Ampere", "memory_gib": 80}
-        | {"segment": "datacenter", "sources": ["test"], "checked": "2026-11-21"}
+        | {"segment": "datacenter", "sources": ["test"], "checked": "2026-11-27"}
         | {"compute_capability": "8.0", "sm_count": 108}
     )
     return Plan(model=cut(name, layers), gpu=card, **knobs)
@@ -334,7 +334,7 @@ def main() -> None:
             "source": "recorded from the CUDA build of PyTorch, run on the host (record_cuda.py)",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__}
             | {"peft": peft.__version__},
-            "checked": "2026-11-21",
+            "checked": "2026-11-27",
             "capability": capability,
             "sms": torch.cuda.get_device_properties(0).multi_processor_count,
             "operators": {name: record_operator(case) for name, case in OPERATORS.items()},

@@ -111,7 +111,7 @@ def smallest(model_type: str) -> str:
 def test_architecture_has_the_parameters_of_its_row(model_type: str) -> None:
     model = find_model(smallest(model_type))
     for headless, expected in ((False, model.params), (True, model.backbone_params)):
-        module = empty_module(model, bf16, META, None, headless)
+        module = empty_module(model, bf16, None, headless)
         assert sum(p.numel() for p in module.parameters()) == expected
         wide = Counter(tuple(p.shape) for p in module.parameters() if p.dtype != bf16)
         assert wide == in_fp32(model)
@@ -134,7 +134,7 @@ def test_other_architectures_are_refused_with_a_reason() -> None:
     kinds = {row["model_type"] for row in model_entries() if row["status"] in VERIFIED}
     for model_type in kinds - set(BUILT):
         try:
-            empty_module(find_model(smallest(model_type)), bf16, META, None, headless=False)
+            empty_module(find_model(smallest(model_type)), bf16, None, headless=False)
         except FitCheckError as error:
             assert "cannot be built for a dry run: " in error.message and error.hint
 
@@ -143,7 +143,7 @@ def test_a_wrong_row_is_refused() -> None:
     model = tiny_model()
     wrong = type(model)(**{**{f: getattr(model, f) for f in model.__slots__}, "params": 1})
     with pytest.raises(FitCheckError, match="parameters, not 1"):
-        empty_module(wrong, bf16, META, None, headless=False)
+        empty_module(wrong, bf16, None, headless=False)
 
 
 def test_layer_kinds_and_no_dropout() -> None:

@@ -51,8 +51,11 @@ def add_adapter(plan: Plan, model: Any, name: str) -> None:
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
     )
     config._register_custom_module({NF4Linear: LoraNF4})
-    with model.device, warnings.catch_warnings(category=UserWarning, action="ignore"):
-        inject_adapter_in_model(config, model, adapter_name=name)  # warns of a second adapter
+    with model.device, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a second adapter
+        # of the ranks that PEFT itself gives to stacked experts, which are parameters, not modules
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern", RuntimeWarning)
+        inject_adapter_in_model(config, model, adapter_name=name)
     for parameter in adapter_parameters(model, name):
         parameter.data = parameter.data.to(DTYPES[plan.adapter_precision])
     set_adapter(model, name)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from fitcheck.errors import FitCheckError
@@ -59,28 +60,27 @@ def config_from(model: Model) -> PretrainedConfig:
     return config
 
 
-def empty_module(
-    model: Model, dtype: torch.dtype, device: torch.device, attention: str | None, headless: bool
-) -> Any:
-    """The row's module with random weights, without its vocabulary head if headless.
+def empty_module(model: Model, dtype: torch.dtype, attention: str | None, headless: bool) -> Any:
+    """The row's module on meta, without its vocabulary head if headless; nothing is recorded.
 
     FitCheckError where transformers cannot build it, or not with the row's parameters.
     """
     config = config_from(model)
-    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-    if experts and device.type == "meta" and dtype == torch.float32:
-        raise FitCheckError(
-            "a dry run of experts in fp32 is not possible: PyTorch traces them in 16 bit only",
-            "add --precision bf16-autocast or bf16",
-        )
     auto = AutoModel if headless else AutoModelForCausalLM
+    if attention == "sdpa" and not _has_sdpa(auto, config):
+        attention = "eager"  # what transformers runs these classes with
     try:
-        with device:
+        with _disable_current_modes(), torch.device("meta"):
             module = auto.from_config(config, dtype=dtype, attn_implementation=attention)
     except (AttributeError, ImportError, ValueError) as fault:
         raise _cannot(model, str(fault).split("\n")[0]) from fault
     _check_size(model, module, headless)
     return module
+
+
+def _has_sdpa(auto: Any, config: PretrainedConfig) -> bool:
+    """Whether the class that will be built runs on F.scaled_dot_product_attention."""
+    return bool(getattr(auto._model_mapping[type(config)], "_supports_sdpa", True))
 
 
 def _check_size(model: Model, module: nn.Module, headless: bool) -> None:

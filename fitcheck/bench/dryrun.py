@@ -127,7 +127,7 @@ def _phases(traced: Trace, free: Replay) -> list[Phase]:
     for (index, name), peak in zip(traced.marks, free.marks, strict=False):
         if name == NOWHERE or (index < last and name != "load"):
             continue
-        allocated, reserved = peaks.get(name, (0, 0))
+        allocated, reserved = peaks.pop(name, (0, 0))  # in the order in which they end
         peaks[name] = (max(allocated, peak.allocated), max(reserved, peak.reserved))
     events = {
         phase: at

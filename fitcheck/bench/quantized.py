@@ -26,26 +26,22 @@ from fitcheck.bench.blockwise import (
     unpack_4bit,
 )
 from fitcheck.errors import FitCheckError
+from fitcheck.ops import FUSED_TOKENS
 
-# Fewer tokens than this are multiplied without dequantizing the weight first. The kernel decides by
-# card and shape between 4 and 512 (gemm_4bit in backends/cuda/ops.py); 16 holds for most.
-FUSED_TOKENS = 16
 OUTLIER = 6.0  # LLM.int8's threshold (arXiv 2208.07339)
 
 
 def quantize(model: Any, kind: str, compute: torch.dtype, device: torch.device) -> None:
-    """Give a model on meta real or meta storage on `device`, its linear layers in nf4 or int8.
+    """Put the linear layers of a model on meta on `device`, in nf4 or int8.
 
-    Embeddings, norms and the vocabulary head keep their type. Never is more than one layer there
-    in full: a 70 B model must not need 140 GB on its way to 40.
+    Embeddings, norms and the vocabulary head are left as they are. Never is more than one layer
+    there in full: a 70 B model must not need 140 GB on its way to 40.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for path, layer in list(model.named_modules()):
         if (type(layer) is nn.Linear or isinstance(layer, Conv1D)) and layer is not head:
             model.set_submodule(path, _quantized(layer, kind, compute, device))
     model.is_loaded_in_4bit = kind == "nf4" and device.type == "cuda"  # what PEFT asks
-    if device.type != "meta":
-        _materialize(model, device)
 
 
 def _quantized(
@@ -92,18 +88,29 @@ def _bitsandbytes(
 
 
 @torch.no_grad()
-def _materialize(model: Any, device: torch.device) -> None:
-    """Storage, and the initialization of the model's class, for all that is still on meta."""
+def materialize(model: Any, device: torch.device) -> None:
+    """Storage on `device`, and random weights, for all of a model that is still on meta.
+
+    Module by module, and tied weights once, as from_pretrained loads them. For meta itself the
+    storage is new too: a trace sees it there, and not the module that transformers built.
+    """
+    made: dict[int, Tensor] = {}  # weights that several modules share
     for module in model.modules():
+        if isinstance(module, _Quantized):
+            continue
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
-                if tensor is not None and tensor.is_meta:
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in made:
                     real = torch.empty_like(tensor, device=device)
                     if isinstance(tensor, nn.Parameter):
                         real = nn.Parameter(real, tensor.requires_grad)
-                    table[name] = real
+                    made[id(tensor)] = real
+                table[name] = made[id(tensor)]
     model.tie_weights()
-    model.init_weights()
+    if device.type != "meta":
+        model.init_weights()
 
 
 class _Quantized(nn.Linear):
