@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from fitcheck.bench.allocator import Allocator, OutOfMemory
 
 
-class Rounds(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rounds:
     """events[begin:end] are a round of a loop, and come `count` more times after it."""
 
     begin: int

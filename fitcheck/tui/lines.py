@@ -83,11 +83,11 @@ def wrapped(words: str, room: int, style: str = "", indent: str = "") -> list[Li
 class Lazily(Sequence[Line]):
     """Lines that are made when they come into view: a catalog has hundreds."""
 
-    def __init__(self, count: int, make: Callable[[int], Line]) -> None:
-        self.count, self.make = count, make
+    def __init__(self, length: int, make: Callable[[int], Line]) -> None:
+        self.length, self.make = length, make
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     @overload
     def __getitem__(self, index: int) -> Line: ...
@@ -95,7 +95,7 @@ class Lazily(Sequence[Line]):
     def __getitem__(self, index: slice) -> list[Line]: ...
     def __getitem__(self, index: int | slice) -> Line | list[Line]:
         if isinstance(index, slice):
-            return [self.make(i) for i in range(*index.indices(self.count))]
+            return [self.make(i) for i in range(*index.indices(self.length))]
         return self.make(index)
 
 
