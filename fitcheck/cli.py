@@ -83,6 +83,10 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
         from fitcheck import listing
 
         listing.add_parsers(verbs)
+    if verb in ("cost", ""):
+        from fitcheck import costing
+
+        costing.add_parser(verbs)
     if verb == "machine":
         from fitcheck import machine  # its probes are not needed to judge a named card
 
@@ -93,7 +97,7 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
 
 
 LISTINGS = ("models", "gpus", "rewards", "methods")
-VERBS = ("check", "advise", "dryrun", *LISTINGS, "machine")
+VERBS = ("check", "advise", "dryrun", "cost", *LISTINGS, "machine")
 
 
 def _add_check(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -13,7 +13,7 @@ from fitcheck.phases import phases
 from fitcheck.plan import Plan
 from fitcheck.report import Error, Report
 from fitcheck.roles import roles, setting
-from fitcheck.speed import timed
+from fitcheck.speed import step_speed, timed
 
 
 def fit(plan: Plan, error: Error | None = None) -> Report:
@@ -32,8 +32,12 @@ def fit(plan: Plan, error: Error | None = None) -> Report:
                 f"{model.id}: the estimate does not cover {why}",
                 "choose another model; `fitcheck models` marks what is covered",
             )
+    found = timed(plan, phases(plan))
     report = Report(
-        plan, timed(plan, phases(plan)), ram(plan), error=error, notes=tuple(notes(plan))
+        *(plan, found, ram(plan)),
+        error=error,
+        notes=tuple(notes(plan)),
+        speed=step_speed(plan, found),
     )
     if error is None or not (known := unknown_kernel(plan)):
         return report

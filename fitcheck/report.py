@@ -89,6 +89,27 @@ class Error(NamedTuple):
     basis: str
 
 
+class Speed(NamedTuple):
+    """How fast a step is. Of inference, tokens a second while it decodes; else over whole steps.
+
+    errors: how far off the seconds may be, by what they stand on (an engine, training); none of
+    seconds that were measured.
+    """
+
+    step_seconds: float
+    tokens_per_second: float
+    source: str = "estimate"  # or measured
+    errors: tuple[tuple[str, Error], ...] = ()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Speed:
+        errors = tuple((name, Error(**error)) for name, error in values["errors"].items())
+        return cls(**{**values, "errors": errors})
+
+    def to_json(self) -> dict[str, Any]:
+        return self._asdict() | {"errors": {name: e._asdict() for name, e in self.errors}}
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """One answer. source: estimate, dry-run or measured; notes: what the reader must know."""
@@ -101,6 +122,7 @@ class Report:
     notes: tuple[str, ...] = ()
     advice: tuple[Any, ...] = ()  # of fitcheck.advice.Fix: what makes it fit; none when it fits
     outcome: str | None = None  # of a replay under the limit; an estimate derives its own
+    speed: Speed | None = None  # None: the card's rates are unknown
 
     @property
     def peak_phase(self) -> Phase:
@@ -169,6 +191,7 @@ class Report:
             error=Error(**error) if error else None,
             notes=tuple(values["notes"]),
             outcome=values["outcome"],
+            speed=Speed.from_json(values["speed"]) if values["speed"] else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -191,13 +214,8 @@ class Report:
             "phases": [_phase(phase) for phase in self.phases],
             "source": self.source,
             "outcome": self.outcome,
-            "error": self.error
-            and {
-                "relative": self.error.relative,
-                "percentile": self.error.percentile,
-                "n": self.error.n,
-                "basis": self.error.basis,
-            },
+            "error": self.error and self.error._asdict(),
+            "speed": self.speed and self.speed.to_json(),
             "notes": list(self.notes),
             "advice": [fix.to_json() for fix in self.advice],
         }

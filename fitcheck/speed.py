@@ -15,17 +15,17 @@ from collections.abc import Callable
 from fitcheck import links, memory, quants
 from fitcheck.memory import Role
 from fitcheck.passes import Step, decode_step, llama_cpp_prefill, pass_seconds
-from fitcheck.plan import GGUF_QUANTS, Plan
+from fitcheck.plan import GGUF_QUANTS, ROLLOUT, Plan
 from fitcheck.rates import bandwidth, engine, peak_flops, stated_error
-from fitcheck.report import Error, Phase, Report
+from fitcheck.report import Phase, Report, Speed
 from fitcheck.roles import BYTES, roles
 from fitcheck.work import Work, block_params, forward, head_flops, share_read
 
 # Bytes a logit moves: 16-bit product, its fp32 copy, log-softmax; and their gradients.
 LOGIT_FORWARD, LOGIT_BACKWARD = 16, 20
-# Passes over the weights, gradients and states: foreach AdamW is a chain of kernels (decay 2, lerp
-# 3, mul 2, addcmul 3, sqrt 2, div 2, add 2, addcdiv 4); a fused one reads four and writes three.
-FOREACH_PASSES, FUSED_PASSES = 20, 7
+# How often foreach AdamW moves as much as the weights, kernel after kernel: decay 2, lerp 3, mul 2,
+# addcmul 3, sqrt 2, div 2, add 2, addcdiv 4. Other optimizers read and write each state once.
+FOREACH_PASSES = 20
 CPU_ADAM = 28  # bytes a parameter: fp32 weight, two states, read and written; gradient, copy
 HOST_MEMORY = 50e9  # bytes a second that Adam on the CPU gets (assumed: two channels of DDR5)
 GAE_CALLS = 6 / 30  # kernels a token of GAE's loop, in layers' worth of kernels
@@ -39,45 +39,49 @@ def timed(plan: Plan, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     return tuple([p._replace(seconds=clock.seconds(p.name)) for p in phases])
 
 
-def step_seconds(plan: Plan, report: Report) -> float | None:
-    """Seconds of one optimizer step of SFT, reward and DPO, of one rollout and its updates of PPO
+def step_speed(plan: Plan, phases: tuple[Phase, ...]) -> Speed | None:
+    """Step time and tokens a second of timed phases; None where they have no seconds."""
+    seconds = {phase.name: phase.seconds for phase in phases if phase.name != "load"}
+    known = [value for value in seconds.values() if value is not None]
+    if len(known) < len(seconds) or not known:
+        return None
+    decoding = seconds["decode"] if plan.method == "inference" else sum(known)
+    errors = tuple((name, stated_error(name)) for name in stands_on(plan))
+    return Speed(sum(known), step_tokens(plan) / (decoding or 1e-9), errors=errors)
 
-    and GRPO, of one request of inference (a prompt that leaves room for one token, and that token).
+
+def step_seconds(plan: Plan, report: Report) -> float | None:
+    """Seconds of one optimizer step of SFT, reward and DPO; of one rollout and its updates of PPO
+
+    and GRPO; of inference, of a prompt of the whole context and one token. None: unknown.
     """
-    found = [phase.seconds for phase in report.phases if phase.name != "load"]
-    return None if None in found else sum(found)  # type: ignore[arg-type]
+    return report.speed.step_seconds if report.speed else None
+
+
+def tokens_per_second(plan: Plan, report: Report) -> float | None:
+    """Tokens a second: of inference while it decodes, of PPO and GRPO responses over whole steps,
+
+    else tokens trained on. None: unknown.
+    """
+    return report.speed.tokens_per_second if report.speed else None
 
 
 def step_tokens(plan: Plan) -> int:
     """Tokens that tokens_per_second counts in a step: generated, or trained on."""
     if plan.method == "inference":
         return plan.concurrency
-    if plan.method in ("ppo", "grpo"):
+    if plan.method in ROLLOUT:
         return plan.batch * plan.response
     return plan.batch * plan.sequence * (1 if plan.method == "sft" else 2)
 
 
-def tokens_per_second(plan: Plan, report: Report) -> float | None:
-    """Tokens a second: of inference while it decodes, of PPO and GRPO responses over whole steps,
-
-    else tokens trained on.
-    """
+def stands_on(plan: Plan) -> tuple[str, ...]:
+    """What a plan's seconds stand on: an engine, training, or both."""
     if plan.method == "inference":
-        seconds = next(p.seconds for p in report.phases if p.name == "decode")
-    else:
-        seconds = step_seconds(plan, report)
-    return step_tokens(plan) / seconds if seconds else None
-
-
-def speed_errors(plan: Plan) -> dict[str, Error]:
-    """How far off these seconds may be, by what they stand on: an engine, training."""
-    if plan.method == "inference":
-        return {inference_engine(plan): stated_error(inference_engine(plan))}
-    found = {"training": stated_error("training")}
-    if plan.rollout is not None:
-        name = "eager" if plan.rollout == "transformers" else "graphs"
-        found = {name: stated_error(name)} | found
-    return found
+        return (inference_engine(plan),)
+    if plan.rollout is None:
+        return ("training",)
+    return ("eager" if plan.rollout == "transformers" else "graphs", "training")
 
 
 def inference_engine(plan: Plan) -> str:
@@ -190,7 +194,7 @@ class Clock:
     def update(self, role: str, stage: str) -> float:
         """One stage of all updates of a step: every epoch, minibatch and micro-batch."""
         plan = self.plan
-        if plan.method in ("ppo", "grpo"):
+        if plan.method in ROLLOUT:
             per, length, repeats = 1, plan.prompt + plan.response, plan.epochs
             rows, steps = plan.batch, plan.batch // plan.minibatch
         else:

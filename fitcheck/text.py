@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable
 
 from fitcheck.fit import fit
+from fitcheck.pace import cell, pace
 from fitcheck.plan import Plan
 from fitcheck.report import OUTSIDE, Moment, Phase, Report, Term
 from fitcheck.table import whole_words
@@ -153,20 +154,21 @@ def _cut(text: str, room: int) -> str:
 
 
 def phase_table(report: Report, width: int) -> list[str]:
-    """GiB by phase and role, at the largest moment of each phase; narrow: of all roles together."""
+    """GiB by phase and role, at each phase's largest moment, and its seconds in a step."""
     terms = [term for phase in report.phases for term in phase.terms if term.bytes]
     present = [role for role in ROLES if any(term.role == role for term in terms)]
-    titles = [*present, "other", "all"]
+    titles = [*present, "other", "all", "s"]
     rows = []
     for phase in report.phases:
         cells = [_sum(t for t in phase.terms if t.role == role) for role in present]
         cells += [_sum(t for t in phase.terms if t.role not in present), phase.peak.bytes]
-        rows.append([gib(cell) for cell in cells])
+        rows.append([gib(size) for size in cells] + [cell(phase.seconds)])
     title = "Phase, GiB"
     names = max(len(title), *(len(phase.name) for phase in report.phases))
     rooms = [max(map(len, cells)) + 2 for cells in zip(titles, *rows, strict=True)]
-    if names + sum(rooms) + 2 > width:
-        titles, rooms, rows = titles[-1:], rooms[-1:], [row[-1:] for row in rows]
+    for part in (slice(-2, None), slice(-2, -1)):  # narrow: all roles together, and no seconds
+        if names + sum(rooms) + 2 > width:
+            titles, rooms, rows = titles[part], rooms[part], [row[part] for row in rows]
 
     def line(name: str, cells: list[str]) -> str:
         return f"{name:<{names}}" + "".join(map(str.rjust, cells, rooms))
@@ -227,7 +229,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Card", plan.memory.why),
         ("RAM", host),
     ]
-    lines.append(("Source", rung(report)))
+    lines += [("Time", pace(report)), ("Source", rung(report))]
     return lines + [("Note", note) for note in report.notes]
 
 
@@ -301,10 +303,10 @@ def markdown(report: Report) -> str:
         f"needs {gib(report.peak_bytes)} GiB in {report.peak_phase.name} ({moment.name}), "
         f"{gib(report.usable_bytes)} GiB usable\n\n"
         f"| at the peak | role | GiB |\n|---|---|---:|\n{rows}\n\n"
-        f"| phase | GiB |\n|---|---:|\n{phases}\n\n{advice}{notes}\n"
+        f"| phase | GiB | seconds |\n|---|---:|---:|\n{phases}\n\n{advice}{notes}\n"
     )
 
 
 def _phase_row(phase: Phase) -> str:
-    outside = phase.peak.part(OUTSIDE)
-    return f"| {phase.name} | {gib(phase.peak.bytes)} ({gib(outside)} outside the allocator) |"
+    size, outside = gib(phase.peak.bytes), gib(phase.peak.part(OUTSIDE))
+    return f"| {phase.name} | {size} ({outside} outside the allocator) | {cell(phase.seconds)} |"

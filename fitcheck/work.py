@@ -88,3 +88,11 @@ def share_read(model: Model, rows: int) -> float:
     share = min(1.0, moe.experts_per_token / moe.num_experts)
     experts = (every - model.params_active) / max(1e-9, 1 - share)
     return (read - experts * (1 - share) ** rows) / model.params
+
+
+def training_passes(full: bool, checkpointing: bool) -> int:
+    """Forwards that a forward and its backward cost: gradients of inputs one, of weights one more,
+
+    checkpointing's second forward one. (Attention has no weights: its backward is always two.)
+    """
+    return 2 + full + checkpointing

@@ -183,6 +183,10 @@ FROZEN_FLAGS = {
     "check": {*PLAN_FLAGS, "help", "json", "markdown", "explain"},
     "advise": {*PLAN_FLAGS, "help", "json"},
     "dryrun": {*PLAN_FLAGS, "help", "json", "compare", "explain", "snapshot", "html", "svg"},
+    "cost": {
+        *(*PLAN_FLAGS, "help", "json", "samples", "tokens", "passes"),
+        *("kwh", "price", "card", "card-hours", "watts"),
+    },
 }
 
 
@@ -202,7 +206,8 @@ def test_the_flags_are_frozen(verb: str) -> None:
 
 
 def test_the_verbs_are_frozen() -> None:
-    expected = ["check", "advise", "dryrun", "models", "gpus", "rewards", "methods", "machine"]
+    expected = ["check", "advise", "dryrun", "models", "gpus", "rewards", "methods", "cost"]
+    expected.append("machine")
     assert list(verbs()) == expected
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fitcheck import catalog, text
+from fitcheck import catalog, pace, text
 from fitcheck.answer import check
 from fitcheck.cli import main
 from fitcheck.difference import comparison
@@ -185,10 +185,11 @@ def test_the_legend_adds_up() -> None:
 def test_the_phase_table_adds_up() -> None:
     report = answer(method="ppo", tuning="lora")
     head, *lines = text.phase_table(report, 80)
-    assert head.split()[2:] == ["policy", "reward", "critic", "other", "all"]
+    assert head.split()[2:] == ["policy", "reward", "critic", "other", "all", "s"]
     assert len(lines) == len(report.phases)
     for line, phase in zip(lines, report.phases, strict=True):
-        name, *cells = line.removesuffix(" ◀").split()
+        name, *cells, seconds = line.removesuffix(" ◀").split()
+        assert seconds == pace.cell(phase.seconds)
         assert name == phase.name
         *parts, total = map(float, cells)
         assert sum(parts) == pytest.approx(total, abs=0.05 * len(cells))
@@ -207,7 +208,7 @@ def test_markdown_says_what_the_screen_says() -> None:
     assert all(f"| {phase.name} |" in shown for phase in report.phases)
     assert text.gib(report.peak_bytes) in shown
     columns = [line.count("|") for line in shown.splitlines() if line.startswith("|")]
-    assert set(columns) == {4, 3}
+    assert set(columns) == {4}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from fitcheck.fit import notes
 from fitcheck.host import ram
 from fitcheck.plan import Plan
 from fitcheck.report import CACHED, OUTSIDE, Error, Moment, Phase, Report, Term
+from fitcheck.speed import step_speed, timed
 from fitcheck.text import headline
 
 
@@ -47,14 +48,16 @@ def dry_run(
     free = replay(traced.events, Allocator(), traced.marks, traced.rounds)
     outcome = under_limit(traced, limit(plan))
     said = [*notes(plan), *_said(plan, traced, outcome)]
+    phases = timed(plan, tuple(_phases(traced, free)))
     report = Report(
         plan,
-        tuple(_phases(traced, free)),
+        phases,
         ram(plan),
         source="dry-run",
         error=error,
         notes=tuple(dict.fromkeys(said)),
         outcome=outcome.verdict,
+        speed=step_speed(plan, phases),
     )
     return report, traced
 
