@@ -8,12 +8,14 @@ here; what a CUDA kernel takes beside its outputs is in workspaces.py.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _foreach_utils
 
 from fitcheck.bench import workspaces
 from fitcheck.kernels import Card
@@ -67,25 +69,37 @@ def _with_workspace(
 ) -> Any:
     out = tracer.made(func, args, kwargs)
     outputs = out if isinstance(out, (tuple, list)) else (out,)
+    hidden = workspaces.OF[func] if outputs[0].is_meta else ()
+    before = [workspace for workspace in hidden if workspace in workspaces.BEFORE]
+    names = [name for workspace in before for name in _taken(tracer, workspace, args, out)]
     for tensor in outputs[: workspaces.ON_CARD.get(func)]:
         if isinstance(tensor, Tensor):
             tracer.register(tensor, func)
-    if outputs[0].is_meta:
-        for workspace in workspaces.OF[func]:
+    _freed(tracer, names)
+    for workspace in hidden:
+        if workspace not in before:
             _hidden(tracer, workspace, args, out)
     return out
 
 
 def _hidden(tracer: Tracer, workspace: Any, args: tuple[Any, ...], out: Any) -> None:
     """What a kernel takes while it runs."""
+    _freed(tracer, _taken(tracer, workspace, args, out))
+
+
+def _taken(tracer: Tracer, workspace: Any, args: tuple[Any, ...], out: Any) -> list[int]:
     sizes = workspace(tracer.card, args, out)
-    names = [tracer.allocate(size, workspace.__name__) for size in sizes if size]
+    return [tracer.allocate(size, workspace.__name__) for size in sizes if size]
+
+
+def _freed(tracer: Tracer, names: list[int]) -> None:
     tracer.events.extend((0, name) for name in reversed(names))
 
 
 def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A matrix product; the first of each thread allocates cuBLAS's workspace, for good."""
-    out = _plain(tracer, func, args, kwargs)
+    into = "out" in kwargs
+    out = func(*args, **kwargs) if into else _plain(tracer, func, args, kwargs)
     backward = torch._C._current_graph_task_id() != -1
     if backward not in tracer.handles and out.is_meta:
         tracer.handles.add(backward)
@@ -134,6 +148,18 @@ def nobody_else() -> tuple[int, int]:
     return found[0]
 
 
+@contextmanager
+def foreach_kernels() -> Iterator[None]:
+    """Within, torch takes its foreach kernels on meta too, where clipping would go one by one."""
+    functions: Any = _foreach_utils
+    real = functions._get_foreach_kernels_supported_devices
+    functions._get_foreach_kernels_supported_devices = lambda: [*real(), "meta"]
+    try:
+        yield
+    finally:
+        functions._get_foreach_kernels_supported_devices = real
+
+
 def _is_dense(tensor: Tensor) -> bool:
     """Whether its elements fill one stretch of memory, in whatever order."""
     if tensor.is_contiguous():
@@ -176,6 +202,7 @@ def _unsafe_view(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
 
 _SPECIAL: dict[Any, Rule] = {
     aten.mm.default: _matmul,
+    aten.mm.out: _matmul,
     aten.addmm.default: _matmul,
     aten.bmm.default: _matmul,
     aten.baddbmm.default: _matmul,

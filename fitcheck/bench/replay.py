@@ -9,6 +9,7 @@ one leaves the allocator as the one before it did, as all that follow then do.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,76 +61,81 @@ def replay(
     index; marks are in the order of their index. Rounds are in the order of their end, and lie
     within each other or apart.
     """
-    player = _Player(list(events), allocator, rounds)
     before = allocator.peak_allocated, allocator.peak_reserved, allocator.retries
-    spans = [(0, ""), *marks]  # the first one: what comes before the first mark
-    ends = [*(index for index, _ in marks), len(player.events)]
-    peaks: list[Peak] = []
-    oom = None
-    for (begin, name), end in zip(spans, ends, strict=True):
-        allocator.reset_peaks()
-        try:
-            player.play(begin, end, rounds)
-        except OutOfMemory:
-            oom = player.index
-        peaks.append(Peak(name, allocator.peak_allocated, allocator.peak_reserved))
-        if oom is not None:
-            break
-
-    peak_allocated = max(player.peak_allocated, *(peak.allocated for peak in peaks))
-    peak_reserved = max(player.peak_reserved, *(peak.reserved for peak in peaks))
+    player = _Player(list(events), allocator, marks, rounds)
+    try:
+        player.play(0, len(player.events) + 1, rounds, again=False)
+    except OutOfMemory:
+        oom: int | None = player.index
+    else:
+        oom = None
+    peak_allocated = max(allocated for allocated, _ in player.peaks)
+    peak_reserved = max(reserved for _, reserved in player.peaks)
     allocator.reset_peaks(max(before[0], peak_allocated), max(before[1], peak_reserved))
-    retries = allocator.retries - before[2]
-    return Replay(peak_allocated, peak_reserved, retries, oom, tuple(peaks[1:]))
+    found = tuple(
+        Peak(name, *peak) for (_, name), peak in zip(marks, player.peaks[1:], strict=False)
+    )
+    return Replay(peak_allocated, peak_reserved, allocator.retries - before[2], oom, found)
 
 
 class _Player:
-    """Plays events; `index` is that of the one at which memory ran out.
-
-    What further rounds need is in `peak_allocated` and `peak_reserved`, and in no phase's peak.
-    """
+    """Plays events. `peaks` are those from each mark to the next, `index` where memory ran out."""
 
     def __init__(
-        self, events: list[tuple[int, int]], allocator: Allocator, rounds: Sequence[Rounds]
+        self,
+        events: list[tuple[int, int]],
+        allocator: Allocator,
+        marks: Sequence[tuple[int, str]],
+        rounds: Sequence[Rounds],
     ) -> None:
         self.events = events
         self.allocator = allocator
         self.rounds = rounds
+        self.bounds = [0, *(index for index, _ in marks), len(events) + 1]
+        self.peaks: list[tuple[int, int]] = []  # (allocated, reserved), of the spans reached
         self.blocks: dict[int, int] = {}  # id -> block
-        self.index = self.peak_allocated = self.peak_reserved = 0
+        self.index = 0
 
-    def play(self, begin: int, end: int, rounds: Sequence[Rounds], again: bool = False) -> None:
-        """The events from begin to end, and all the rounds of those loops that end there."""
-        run = self._run_again if again else self._run
+    def play(self, begin: int, end: int, rounds: Sequence[Rounds], again: bool) -> None:
+        """The events from begin to end, and all the rounds of the loops that end there."""
         for loop in rounds:
             if begin < loop.end <= end:
-                run(begin, loop.end)
+                self._stretch(begin, loop.end, again)
                 begin = loop.end
                 self._repeat(loop)
-        run(begin, end)
+        self._stretch(begin, end, again)
 
     def _repeat(self, loop: Rounds) -> None:
         """The further rounds of a loop, those of loops inside it included."""
-        allocator = self.allocator
         inner = [
             other
             for other in self.rounds
             if loop.begin <= other.begin and other.end <= loop.end and other != loop
         ]
-        peaks = allocator.peak_allocated, allocator.peak_reserved
         before = None
         for _ in range(loop.count):
-            state = self._state()
+            state = self.allocator.state(), self.blocks.copy()
             if state == before:
                 break
             before = state
             self.play(loop.begin, loop.end, inner, again=True)
-        self.peak_allocated = max(self.peak_allocated, allocator.peak_allocated)
-        self.peak_reserved = max(self.peak_reserved, allocator.peak_reserved)
-        allocator.reset_peaks(*peaks)
 
-    def _state(self) -> tuple[object, ...]:
-        return self.allocator.state(), self.blocks.copy()
+    def _stretch(self, begin: int, end: int, again: bool) -> None:
+        """Events without a loop's end among them, mark by mark."""
+        bounds, peaks, allocator = self.bounds, self.peaks, self.allocator
+        run = self._run_again if again else self._run
+        span = max(bisect_left(bounds, begin + 1) - 1, 0)
+        while span and bounds[span - 1] == begin and not again:
+            span -= 1  # marks without an event of their own
+        while span < len(bounds) - 1 and bounds[span] < end:
+            if span == len(peaks):
+                peaks.append((0, 0))
+            allocator.reset_peaks(*(peaks[span] if again or begin > bounds[span] else (0, 0)))
+            try:
+                run(max(begin, bounds[span]), min(end, bounds[span + 1]))
+            finally:
+                peaks[span] = allocator.peak_allocated, allocator.peak_reserved
+            span += 1
 
     def _run(self, begin: int, end: int) -> None:
         blocks, malloc, free = self.blocks, self.allocator.malloc, self.allocator.free

@@ -54,8 +54,7 @@ class Trained:
 
     def step(self) -> Tensor:
         """Clip to norm 1, update, drop the gradients; returns the norm before."""
-        foreach = not self.parameters[0].is_meta  # torch refuses it there; both take little
-        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=foreach)
+        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

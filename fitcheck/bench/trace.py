@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fitcheck import kernels
-from fitcheck.bench import loops, roles, steps
+from fitcheck.bench import loops, operators, roles, steps
 from fitcheck.bench.attention import as_on_cuda, implementation
 from fitcheck.bench.recorder import Recorder
 from fitcheck.bench.replay import Rounds
@@ -128,7 +128,8 @@ def trace(
         plan, tracer.events, recorder.marks, tracer.made_by, tracer.where, recorder.lasting
     )
     with ExitStack() as stack:
-        for context in (as_on_cuda(card.capability), _no_garbage_collection(), tracer):
+        on_card = as_on_cuda(card.capability), operators.foreach_kernels()
+        for context in (*on_card, _no_garbage_collection(), tracer):
             stack.enter_context(context)
         with recorder.phase("load"):
             attention = implementation(plan.attention)

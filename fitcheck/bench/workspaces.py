@@ -205,6 +205,11 @@ def index(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     return tuple(8 * i.numel() for i in spread if not i.is_contiguous())
 
 
+def scalar(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
+    """A number that is the base of a power, as a tensor: Pow.cpp."""
+    return (8,)
+
+
 def _splits(rows: int, sms: int, blocks: int) -> int:
     """num_splits_heuristic of flash_api.cpp."""
     if rows >= 0.8 * sms:
@@ -242,6 +247,8 @@ OF: dict[Any, tuple[Callable[[Card, tuple[Any, ...], Any], Sizes], ...]] = {
     aten._softmax_backward_data.default: (softmax_backward,),
     aten.argmax.default: (argmax,),
     aten.index.Tensor: (index,),
+    aten.log_sigmoid_forward.default: (),
+    aten.pow.Scalar: (scalar,),
     aten.cumsum.default: (scan,),
     aten.multinomial.default: (multinomial,),
     aten._foreach_norm.Scalar: (foreach_norm,),
@@ -251,6 +258,12 @@ OF: dict[Any, tuple[Callable[[Card, tuple[Any, ...], Any], Sizes], ...]] = {
     aten.mean.default: (reduction,),
 }
 
+# Taken before the outputs are.
+BEFORE = (foreach_norm, index)
+
 # Of these operators' outputs only the first so many are on the card: without dropout the seed and
-# the offset of the random numbers are not made (attention.cu).
-ON_CARD: dict[Any, int] = {aten._scaled_dot_product_efficient_attention.default: 2}
+# the offset of the random numbers are not made (attention.cu); log-sigmoid needs no buffer there.
+ON_CARD: dict[Any, int] = {
+    aten._scaled_dot_product_efficient_attention.default: 2,
+    aten.log_sigmoid_forward.default: 1,
+}
