@@ -46,7 +46,9 @@ def dry_run(
     """
     traced = trace(plan, progress=progress)
     free = replay(traced.events, Allocator(), traced.marks, traced.rounds)
-    outcome = under_limit(traced, limit(plan))
+    outcome = Outcome("fits", 0, None)
+    if free.peak_reserved > limit(plan):  # else the same replay would end the same
+        outcome = under_limit(traced, limit(plan))
     said = [*notes(plan), *_said(plan, traced, outcome)]
     phases = timed(plan, tuple(_phases(traced, free)))
     report = Report(
