@@ -19,11 +19,12 @@ class Attend(Rope):
         """The kernel: what it keeps and hides; dim is that of queries and keys, out_dim v's."""
         s, tape, rows = self.setting, self.tape, self.rows
         kernel = s.kernel
+        k, v = self.cached(k), self.cached(v)
         if kernel == "eager":
             return self.eager(q, k, v, heads, kv_heads, out_dim)
         length = self.tokens // rows
         reach = length + self.past
-        masked = (masked or s.masked) and length > 1
+        masked = s.masked or (masked and length > 1)  # a window's cache holds no more than it sees
         if masked and kernel == "flash":
             kernel = s.masked_kernel
         if kv_heads != heads and (masked or dim > 256):  # use_gqa_in_sdpa of transformers
@@ -31,7 +32,7 @@ class Attend(Rope):
             kv_heads = heads
         if kernel in ("flash", "cudnn") and out_dim != dim:
             kernel = "efficient"  # flash attention has one head size
-        if kernel == "efficient" and kv_heads != heads and length > 1:
+        if kernel == "efficient" and kv_heads != heads:
             kernel = "math"  # it does not know grouped heads
         c = s.compute if s.autocast else q.size
         cast_q, cast_k, cast_v = self.cast(q, c), self.cast(k, c), self.cast(v, c)
@@ -56,14 +57,22 @@ class Attend(Rope):
             keep.append(result)  # the kernel's backward reads its own output
         return self.copy("contiguous", result) if turned else result
 
+    def cached(self, x: Buffer) -> Buffer:
+        """K or V of all tokens so far: those of the past lie in the KV cache."""
+        return self.tape.view(x, x.bytes // self.tokens * self.reach) if self.past else x
+
+    @property
+    def reach(self) -> int:
+        """The tokens that K and V are of, in all rows."""
+        return self.tokens + self.rows * self.past
+
     def repeat(self, x: Buffer, heads: int, kv_heads: int) -> Buffer:
         """repeat_kv: K or V for every query head; of a single head it is a view."""
         if kv_heads == heads:
             return x
         if kv_heads == 1:
             return self.tape.expand(x, heads)
-        reach = x.bytes // self.tokens * (self.tokens + self.rows * self.past)
-        return self.tape.op("repeat_kv", [x], reach // kv_heads * heads, x.size)
+        return self.tape.op("repeat_kv", [x], x.bytes // kv_heads * heads, x.size)
 
     def eager(
         self, q: Buffer, k: Buffer, v: Buffer, heads: int, kv_heads: int, out_dim: int
@@ -164,11 +173,12 @@ class Attend(Rope):
             v = tape.op("repeat_kv", [v], v.bytes * copies, 4)
             copies = 1
         scaled = self.scale(k)
-        scores = self.scores(scaled_q, scaled, self.tokens * heads * reach, copies, 4)
+        apart = 0 if self.past else 1  # what a cache gives lies in one piece
+        scores = self.scores(scaled_q, scaled, self.tokens * heads * reach, apart * copies, 4)
         del scaled
         weights = self.keeping_output("softmax", scores, temporary=scores.bytes)
         Buffer(tape, scores.bytes // 4, 1, None, "rows that are masked")  # _safe_softmax
         del scores, mask
-        width = v.bytes // 4 // self.tokens * copies
-        result = self.weigh(weights, v, width, 0 if grouped else copies, 4)
+        width = v.bytes // 4 // self.reach * copies
+        result = self.weigh(weights, v, width, 0 if grouped else apart * copies, 4)
         return self.cast(self.copy("contiguous", result), c)

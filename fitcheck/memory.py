@@ -18,7 +18,7 @@ from fitcheck.weights import has_closed_form, weights
 
 MIB = 2**20
 SMALL_8BIT = 4096  # bitsandbytes keeps states of smaller tensors in fp32 (min_8bit_size)
-KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "fp8": 1.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 PAGED_FROM = 100_000  # elements from which bitsandbytes pages a state (optim/optimizer.py)
 
 
@@ -258,6 +258,17 @@ def kv_cache(model: Model, rows: int, tokens: int, bytes_per: float) -> int:
         g.elems_per_token * min(tokens, g.window or tokens) for g in model.kv_cache_groups
     )
     return int(rows * elements * bytes_per)
+
+
+def kv_beyond(model: Model, rows: int, tokens: int, bytes_per: int) -> int:
+    """What layers with a window still hold of a prompt that was just read, beyond their window.
+
+    Their cache is a view of the whole prompt's keys and values until the next token comes:
+    DynamicSlidingWindowLayer of transformers (cache_utils.py).
+    """
+    groups = model.kv_cache_groups or ()
+    beyond = sum(g.elems_per_token * max(0, tokens - (g.window or tokens)) for g in groups)
+    return rows * beyond * bytes_per
 
 
 def kv_growth(model: Model, rows: int, tokens: int, bytes_per: int) -> int:

@@ -201,9 +201,9 @@ class Block:
             during = n * c + 2 * maxima if count >= FUSED_TOKENS else 0
             out = tape.op(name, [x], count * outer * c, c, during=during, temporary=n * c)
             return self.cast(out, given)  # Linear4bit.forward: back to the input's type
-        if stored == "int8":  # 8-bit copy of the input, 32-bit sums (bitsandbytes LLM.int8)
+        if stored == "int8":  # 8-bit input, 32-bit sums, those in fp16 (bitsandbytes LLM.int8)
             x = self.cast(x, c)
-            return tape.op(name, [x], count * outer * c, c, during=count * (inner + 4 * outer))
+            return tape.op(name, [x], count * outer * c, c, during=count * (inner + 6 * outer))
         made = (n + outer * bias) * weight if trains else 0
         inputs, saved = [x], []
         if weight != c:  # autocast casts the weight first, and keeps the cast of one that trains

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fitcheck import memory
 from fitcheck.activations import Shape
 from fitcheck.errors import FitCheckError
-from fitcheck.plan import Plan
+from fitcheck.plan import TRANSFORMERS_QUANTS, Plan
 from fitcheck.report import Moment, Phase, Term
 from fitcheck.roles import BYTES
 from fitcheck.scene import Scene, Terms
@@ -29,8 +29,11 @@ def inference(scene: Scene) -> Iterator[Phase]:
     plan = scene.plan
     rows, context = plan.concurrency, plan.context
     scene.held = _cache(scene, rows, context, memory.KV_BYTES[plan.kv_cache])
-    yield scene.forward("prefill", "policy", Shape(1, context), "last_logits")
-    yield scene.forward("decode", "policy", Shape(rows, 1, past=context), "last_logits")
+    in_transformers = plan.quant in TRANSFORMERS_QUANTS and plan.kv_cache == plan.compute_dtype
+    beyond = _beyond(scene, 1, context) if in_transformers else ()
+    yield scene.forward("prefill", "policy", Shape(1, context), "last_logits", beyond)
+    decode = scene.forward("decode", "policy", Shape(rows, 1, past=context), "last_logits")
+    yield _growing(scene, decode, rows, context, beyond) if in_transformers else decode
 
 
 def sft(scene: Scene) -> Iterator[Phase]:
@@ -120,16 +123,31 @@ def _rollout(scene: Scene) -> Iterator[Phase]:
     else:
         width = BYTES[plan.compute_dtype]
         cache = _cache(scene, plan.batch, plan.prompt, width)
+        first = (*cache, *_beyond(scene, plan.batch, plan.prompt))
         shape = Shape(plan.batch, plan.prompt)
-        yield scene.forward("rollout.prefill", "policy", shape, "last_logits", cache)
+        yield scene.forward("rollout.prefill", "policy", shape, "last_logits", first)
         cache = _cache(scene, plan.batch, tokens, width)
-        growth = memory.kv_growth(plan.model, plan.batch, tokens, width)
-        copy = Term("cache growth", "policy", growth, "the old K of a layer beside its longer copy")
         shape = Shape(plan.batch, 1, past=tokens)
-        yield scene.forward("rollout.decode", "policy", shape, "last_logits", (*cache, copy))
+        decode = scene.forward("rollout.decode", "policy", shape, "last_logits", cache)
+        yield _growing(scene, decode, plan.batch, tokens, first, cache)
     width = 4 * 6 * plan.batch * plan.response
     rollout = Term("rollout tensors", "batch", width, "log-probs, values, rewards, ...: fp32 each")
     scene.held = (*scene.held, rollout)
+
+
+def _growing(
+    scene: Scene, decode: Phase, rows: int, tokens: int, first: Terms, cache: Terms = ()
+) -> Phase:
+    """A decode phase with the moments at which its cache grows.
+
+    At the first token that is what prefill left; at the last a layer's cache and its longer copy.
+    """
+    growth = memory.kv_growth(scene.plan.model, rows, tokens, BYTES[scene.plan.compute_dtype])
+    copy = Term("cache growth", "policy", growth, "the old K of a layer beside its longer copy")
+    stays = scene.resident(decode.name)
+    begin = Moment("first token", (*stays, *first))
+    end = Moment("cache growth", (*stays, *cache, copy))
+    return Phase(decode.name, (begin, end, *decode.moments))
 
 
 def _check_engine(scene: Scene) -> None:
@@ -166,6 +184,12 @@ def _advantages(scene: Scene) -> Phase:
 
 def _batch(tokens: int, name: str, width: int) -> Terms:
     return (Term(name, "batch", tokens * width, f"{tokens:,} tokens x {width} B"),)
+
+
+def _beyond(scene: Scene, rows: int, tokens: int) -> Terms:
+    size = memory.kv_beyond(scene.plan.model, rows, tokens, BYTES[scene.plan.compute_dtype])
+    why = f"{rows} x {tokens:,} tokens just read: windows are views of them until the next token"
+    return (Term("KV cache beyond windows", "policy", size, why),) if size else ()
 
 
 def _cache(scene: Scene, rows: int, tokens: int, width: float) -> Terms:

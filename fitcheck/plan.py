@@ -37,7 +37,8 @@ GGUF_QUANTS = (
     *("q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "iq4_nl", "iq4_xs", "f16", "bf16"),
 )
 QUANTS = ("bf16", "fp16", "fp32", "fp8", "int8", "nf4", "awq", "gptq", "mxfp4", *GGUF_QUANTS[:-2])
-KV_TYPES = ("bf16", "fp16", "fp8", "q8_0", "q4_0")
+TRANSFORMERS_QUANTS = ("bf16", "fp16", "fp32", "int8", "nf4")  # what that engine runs
+KV_TYPES = ("bf16", "fp16", "fp32", "fp8", "q8_0", "q4_0")
 
 
 def knob(
@@ -204,9 +205,10 @@ def _defaults(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {"sharding": "none", "attention": "sdpa", "recipe": "plain"}
     if method == "inference":
         quant = given.get("quant", "bf16")
+        precision = quant if quant in ("fp16", "fp32") else "bf16"
         return values | {
-            **{"precision": quant if quant in ("fp16", "fp32") else "bf16", "quant": "bf16"},
-            **{"context": 4096, "concurrency": 1, "kv_cache": "bf16"},
+            **{"precision": precision, "quant": "bf16", "context": 4096, "concurrency": 1},
+            "kv_cache": given.get("precision", precision),
         }
     tuning, batch = given.get("tuning", "full"), given.get("batch", 8)
     adapters = tuning != "full"

@@ -29,7 +29,7 @@ from fitcheck.bench.precision import DTYPES, autocast, checkpoint_contexts, keep
 from fitcheck.bench.quantized import materialize, quantize
 from fitcheck.errors import FitCheckError
 from fitcheck.model import Model
-from fitcheck.plan import Plan
+from fitcheck.plan import TRANSFORMERS_QUANTS, Plan
 
 
 class Scorer(nn.Module):
@@ -71,7 +71,7 @@ class Roles:
     reward: Scorer | None
     critic: Scorer | None
     value_head: nn.Linear | None  # the shared critic: a head on the policy's last hidden state
-    policy_training: Trained
+    policy_training: Any  # Trained; None where nothing trains
     critic_training: Trained | None
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -106,7 +106,23 @@ def build(plan: Plan, device: torch.device, attn_implementation: str | None = No
 
     `attn_implementation` is a name that transformers knows; by default that of the plan.
     """
-    return _Builder(plan, device, attn_implementation or _attention(plan, device)).roles()
+    builder = _Builder(plan, device, attn_implementation or _attention(plan, device))
+    return builder.served() if plan.method == "inference" else builder.roles()
+
+
+def _check_engine(plan: Plan) -> None:
+    """What transformers itself cannot run is not to be played with it."""
+    if plan.quant not in TRANSFORMERS_QUANTS:
+        raise FitCheckError(
+            f"--quant {plan.quant} is not for a dry run, which plays the transformers engine alone",
+            f"choose one of: {', '.join(TRANSFORMERS_QUANTS)}; or the estimate: fitcheck check",
+        )
+    if plan.kv_cache != plan.compute_dtype:
+        raise FitCheckError(
+            f"--kv-cache {plan.kv_cache} is not for a dry run: the transformers engine keeps keys "
+            f"and values as it computes them, in {plan.compute_dtype}",
+            f"--kv-cache {plan.compute_dtype}, or the estimate: fitcheck check",
+        )
 
 
 def _attention(plan: Plan, device: torch.device) -> str | None:
@@ -121,6 +137,15 @@ class _Builder:
     plan: Plan
     device: torch.device
     attention: str | None
+
+    def served(self) -> Roles:
+        """The model to run, alone."""
+        plan = self.plan
+        _check_engine(plan)
+        quant = plan.quant if plan.quant in ("int8", "nf4") else None
+        policy = self.module(plan.model, plan.compute_dtype, quant, headless=False)
+        policy.requires_grad_(False).eval()
+        return Roles(plan, self.device, policy, *[None] * 6)
 
     def roles(self) -> Roles:
         """All of them, each in its type and on its device."""

@@ -18,6 +18,7 @@ from fitcheck.bench.recorder import Recorder
 from fitcheck.bench.roles import Roles
 from fitcheck.bench.steps.dpo import dpo
 from fitcheck.bench.steps.grpo import grpo
+from fitcheck.bench.steps.inference import inference
 from fitcheck.bench.steps.ppo import ppo
 from fitcheck.bench.steps.reward import reward
 from fitcheck.bench.steps.sft import sft
@@ -25,7 +26,9 @@ from fitcheck.plan import Plan
 
 Step = Callable[[Plan, Roles, Recorder], dict[str, Tensor]]
 
-STEPS: dict[str, Step] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "grpo": grpo}
+STEPS: dict[str, Step] = {
+    **{"inference": inference, "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "grpo": grpo}
+}
 
 
 def run_step(plan: Plan, roles: Roles, recorder: Recorder | None = None) -> dict[str, Tensor]:

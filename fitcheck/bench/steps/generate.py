@@ -26,17 +26,17 @@ def generate(roles: Roles, prompts: Batch, response: int, recorder: Recorder) ->
     with roles.autocast():
         with recorder.phase("rollout.prefill"):
             cache = DynamicCache(config=policy.config)
-            ids[:, :1] = _next_token(policy, prompts.ids, mask, cache)
+            ids[:, :1] = next_token(policy, prompts.ids, mask, cache)
         with recorder.phase("rollout.decode"):
             for t in recorder.decode(range(1, response)):
                 if mask is not None:
                     mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
-                ids[:, t : t + 1] = _next_token(policy, ids[:, t - 1 : t], mask, cache)
+                ids[:, t : t + 1] = next_token(policy, ids[:, t - 1 : t], mask, cache)
             del cache
     return ids
 
 
-def _next_token(policy: Any, ids: Tensor, mask: Tensor | None, cache: DynamicCache) -> Tensor:
+def next_token(policy: Any, ids: Tensor, mask: Tensor | None, cache: DynamicCache) -> Tensor:
     """One sampled token behind each row [rows, 1]; the cache takes in the keys and values."""
     arguments: dict[str, Any] = {"attention_mask": mask, cache_argument(policy): cache}
     if mask is not None and takes_positions(policy):
