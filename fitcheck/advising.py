@@ -11,15 +11,15 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from fitcheck.advice import Ceiling, Fix, ceilings, fixes, room
+from fitcheck.advice import Ceiling, Fix, ceilings, fixes, frontier, room
 from fitcheck.answer import DEFAULT_MODEL, check
 from fitcheck.flags import add_plan_flags, plan_fields
 from fitcheck.model import Model
 from fitcheck.report import Report
 from fitcheck.table import columns, whole_words
-from fitcheck.text import colourful, gib, headline, verdict_lines
+from fitcheck.text import WORDS, colourful, gib, headline, times, verdict_lines
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,30 +34,46 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run_advise(args: argparse.Namespace) -> int:
     """Print the advice; 0 when the plan or one of its changes fits, else 1."""
-    report = replace(check(args.model, **plan_fields(args)), advice=())
-    found = fixes(report.plan, report)
-    limits = ceilings(report.plan)
-    more = room(report.plan, limits)
+    report = check(args.model, **plan_fields(args))
+    found = advice(replace(report, advice=()))
     if args.json:
-        print(json.dumps(_json(report, found, limits, more), ensure_ascii=False, indent=1))
+        print(json.dumps(_json(found), ensure_ascii=False, indent=1))
     else:
-        for part in _parts(report, found, limits, more, min(columns(80), 120)):
-            print("\n".join(part), end="\n\n" if part else "")
-    enough = report.verdict != "does-not-fit" or any(f.verdict != "does-not-fit" for f in found)
-    return 0 if enough else 1
+        for part in _parts(found, min(columns(80), 120)):
+            if part:
+                print("\n".join(part), end="\n\n")
+    enough = any(f.verdict != "does-not-fit" for f in found.fixes)
+    return 0 if report.verdict != "does-not-fit" or enough else 1
 
 
-def _json(
-    report: Report, found: Sequence[Fix], limits: dict[str, Ceiling], more: Sequence[Fix]
-) -> dict[str, Any]:
+class Advice(NamedTuple):
+    """All there is to say about one report."""
+
+    report: Report
+    fixes: list[Fix]
+    room: list[Fix]
+    frontier: list[Fix]
+    ceilings: dict[str, Ceiling]
+
+
+def advice(report: Report) -> Advice:
+    """Search everything: some tenths of a second."""
+    plan = report.plan
+    limits = ceilings(plan)
+    return Advice(report, fixes(plan, report), room(plan, limits), frontier(plan), limits)
+
+
+def _json(found: Advice) -> dict[str, Any]:
+    report = found.report
     return {
         "plan": report.plan.to_json(),
         "verdict": report.verdict,
         "peak_bytes": report.peak_bytes,
         "usable_bytes": report.usable_bytes,
-        "advice": [fix.to_json() for fix in found],
-        "ceilings": {name: _ceiling_json(ceiling) for name, ceiling in limits.items()},
-        "room": [fix.to_json() for fix in more],
+        "advice": [fix.to_json() for fix in found.fixes],
+        "room": [fix.to_json() for fix in found.room],
+        "frontier": [fix.to_json() for fix in found.frontier],
+        "ceilings": {name: _ceiling_json(ceiling) for name, ceiling in found.ceilings.items()},
     }
 
 
@@ -74,29 +90,25 @@ def _said(value: Any) -> Any:
     return value.id if isinstance(value, Model) else value
 
 
-def _parts(
-    report: Report,
-    found: Sequence[Fix],
-    limits: dict[str, Ceiling],
-    more: Sequence[Fix],
-    width: int,
-) -> Iterator[list[str]]:
+def _parts(found: Advice, width: int) -> Iterator[list[str]]:
     """The page, paragraph by paragraph."""
+    report = found.report
     yield [*textwrap.wrap(headline(report.plan), width), *verdict_lines(report, width, colourful())]
     if report.verdict == "fits":
-        yield list(_lines("What may be turned up, each alone", more, width))
-        yield list(_lines("What would save memory", found, width))
+        yield list(_lines("What may be turned up, each alone", found.room, width))
+        yield list(_lines("What would save memory, each alone", found.fixes, width))
     else:
-        enough = [fix for fix in found if fix.verdict != "does-not-fit"]
+        enough = [fix for fix in found.fixes if fix.verdict != "does-not-fit"]
         if enough:
             yield ["What makes it fit, what costs you least first"]
         else:
             yield ["Nothing tried makes it fit; `fitcheck gpus --for` lists cards that would do"]
         for number, fix in enumerate(enough, 1):
             yield list(_block(number, fix, width))
-        helping = [fix for fix in found if fix.verdict == "does-not-fit"]
+        helping = [fix for fix in found.fixes if fix.verdict == "does-not-fit"]
         yield list(_lines("What helps, but is not enough alone", helping, width))
-    yield list(_limits(limits.values()))
+    yield list(_front(found.frontier, width))
+    yield list(_limits(found.ceilings.values()))
 
 
 def _block(number: int, fix: Fix, width: int) -> Iterator[str]:
@@ -104,6 +116,8 @@ def _block(number: int, fix: Fix, width: int) -> Iterator[str]:
     yield from whole_words(fix.flags, width, f"{number:>2}  ", 6)
     verdict = {"fits": "fits", "tight": "is tight"}[fix.verdict]
     facts = f"saves {gib(fix.saves)} GiB, needs {gib(fix.peak_bytes)}: {verdict}; {fix.rank}"
+    if fix.time is not None:
+        facts += f"; time of a sample {times(fix.time)}"
     yield from whole_words(facts, width, " " * 4)
     yield from whole_words(fix.effect, width, " " * 4)
     yield from _command(fix.command, width)
@@ -126,12 +140,23 @@ def _lines(title: str, found: Sequence[Fix], width: int) -> Iterator[str]:
     flags = min(34, max(len(fix.flags) for fix in found))
     for fix in found:
         size = f"{'-' if fix.saves > 0 else '+'}{gib(abs(fix.saves))}"
-        head = f"  {size:>7} GiB  {fix.flags:<{flags}}  "
-        room = 17 + flags
+        head = f"  {size:>7} GiB  {times(fix.time):>6}  {fix.flags:<{flags}}  "
+        room = 25 + flags
         if len(head) > room:
             yield head.rstrip()
             head = " " * room
         yield from whole_words(fix.effect, width, head)
+
+
+def _front(found: Sequence[Fix], width: int) -> Iterator[str]:
+    """The frontier, a choice a line."""
+    if len(found) < 2:
+        return
+    yield from textwrap.wrap("Choices that leave the result unchanged: GiB needed, time", width)
+    for fix in found:
+        size, glyph = gib(fix.peak_bytes), WORDS[fix.verdict][0]
+        head = f"  {glyph} {size:>5} GiB  {times(fix.time):>6}  "
+        yield from whole_words(fix.flags or "as it is", width, head)
 
 
 def _limits(found: Iterable[Ceiling]) -> Iterator[str]:

@@ -16,10 +16,11 @@ from fitcheck.roles import roles, setting
 from fitcheck.speed import step_speed, timed
 
 
-def fit(plan: Plan, error: Error | None = None) -> Report:
+def fit(plan: Plan, error: Error | None = None, seconds: bool = True) -> Report:
     """What one step of the plan takes, phase by phase.
 
     error: how far off estimates were in recorded measurements (fitcheck.accuracy knows).
+    seconds: whether the phases carry theirs, a third of the work.
     Raises FitCheckError for an architecture that the formulas do not cover.
     """
     for model, tuning in (
@@ -32,7 +33,9 @@ def fit(plan: Plan, error: Error | None = None) -> Report:
                 f"{model.id}: the estimate does not cover {why}",
                 "choose another model; `fitcheck models` marks what is covered",
             )
-    found = timed(plan, phases(plan))
+    found = phases(plan)
+    if seconds:
+        found = timed(plan, found)
     report = Report(
         *(plan, found, ram(plan)),
         error=error,

@@ -184,14 +184,15 @@ def _sum(terms: Iterable[Term]) -> int:
 
 
 def advice_lines(report: Report, width: int) -> list[str]:
-    """What makes it fit, a way each: GiB saved, what it costs the user, the flags to add."""
+    """What makes it fit, a way each: GiB saved, times as long, what it costs, the flags to add."""
     if not report.advice:
         return []
     lines = textwrap.wrap(advice_title(report), width)
     sizes = max(len(gib(fix.saves)) for fix in report.advice)
     ranks = max(len(fix.rank) for fix in report.advice)
     for fix in report.advice:
-        head = f"  {gib(fix.saves):>{sizes}} GiB  {fix.rank:<{ranks}}  "
+        saved = ("-" + gib(fix.saves)).rjust(sizes + 1)
+        head = f"  {saved} GiB  {times(fix.time):>6}  {fix.rank:<{ranks}}  "
         text = fix.flags + (" (tight)" if fix.verdict == "tight" else "")
         if len(head) + max(map(len, text.split())) > width:  # narrow: the flags below
             lines.append(head.rstrip())
@@ -200,11 +201,18 @@ def advice_lines(report: Report, width: int) -> list[str]:
     return lines
 
 
+def times(factor: float | None) -> str:
+    """How many times as long: 1.02x, 128x; empty when it is not known."""
+    if factor is None:
+        return ""
+    return f"{factor:.2f}x" if factor < 10 else f"{factor:.0f}x"
+
+
 def advice_title(report: Report) -> str:
     """Whether the advice is enough."""
     if report.advice[0].verdict == "does-not-fit":
-        return "Nothing tried makes it fit; each saves, at the whole plan's peak"
-    return "Each makes it fit, and saves (`fitcheck advise`: more, and their side effects)"
+        return "Nothing tried makes it fit; what each saves at the peak, and how long it takes then"
+    return "Each makes it fit: GiB, time, cost to the result (`fitcheck advise` tells more)"
 
 
 def footnotes(report: Report, width: int) -> list[str]:
@@ -296,8 +304,8 @@ def markdown(report: Report) -> str:
     notes = "\n".join(f"- {label}: {text}" for label, text in facts(report))
     advice = ""
     if report.advice:
-        fixes = "\n".join(f"| `{f.flags}` | {gib(f.saves)} | {f.rank} |" for f in report.advice)
-        advice = f"| {advice_title(report)} | GiB | rank |\n|---|---:|---|\n{fixes}\n\n"
+        fixes = "\n".join(f"| `{f.flags}` | -{gib(f.saves)} | {f.rank} |" for f in report.advice)
+        advice = f"| {advice_title(report)} | GiB | cost |\n|---|---:|---|\n{fixes}\n\n"
     return (
         f"**{headline(report.plan)}**\n\n{glyph} **{words}**: {by_how_much(report)}; "
         f"needs {gib(report.peak_bytes)} GiB in {report.peak_phase.name} ({moment.name}), "

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from fitcheck import Plan, catalog, resolve
-from fitcheck.advice import Fix, ceilings, fixes, room
+from fitcheck.advice import Fix, ceilings, fixes, frontier, room
 from fitcheck.advice.ceiling import level
 from fitcheck.advice.changes import RANKS, family_of
 from fitcheck.advice.commands import card_name, command
-from fitcheck.advice.fix import judged
+from fitcheck.advice.fix import judged, pace, slower
 from fitcheck.answer import plan_from
 from fitcheck.cli import main, parser
 from fitcheck.errors import FitCheckError
@@ -159,6 +159,42 @@ def test_what_may_be_turned_up_still_fits_and_the_next_size_does_not() -> None:
     assert "--reward-precision bf16" in found
     assert "--tuning full" not in found  # 1.7 B in full PPO needs more than 24 GB
     assert room(resolve("llama-3.1-8b", gpu="4090"), {}) == []
+
+
+FRONTS = [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("at", FRONTS)
+def test_on_the_frontier_less_memory_is_more_time(at: int) -> None:
+    plan = plan_of(QUESTIONS[at])
+    front = frontier(plan)
+    before = judged(plan)
+    assert len(front) > 1
+    assert [fix.peak_bytes for fix in front] == sorted(fix.peak_bytes for fix in front)
+    times = [fix.time for fix in front]
+    assert times == sorted(times, reverse=True)
+    for fix in front:
+        after = judged(fix.plan)
+        assert fix.changes.keys() <= {
+            "checkpointing",
+            "micro_batch",
+            "loss",
+            "optimizer",
+            "offload",
+        }
+        assert (fix.peak_bytes, fix.time) == (after.peak_bytes, pace(after) / pace(before))
+        beaten = fix.peak_bytes < before.peak_bytes and fix.time < 1
+        dominated = fix.peak_bytes > before.peak_bytes and fix.time > 1
+        assert beaten or not dominated
+
+
+def test_time_is_that_of_a_sample() -> None:
+    """Half the batch is half the step, but for the optimizer, whose step is as long as before."""
+    plan = resolve("qwen3-8b", gpu="h100", method="sft", batch=8)
+    whole, half = judged(plan), judged(plan.change(batch=4))
+    assert 1 < slower(whole, half) < 1.15
+    assert slower(whole, judged(plan.change(offload=("optimizer",)))) > 1
+    assert slower(whole, judged(plan.change(checkpointing=False))) < 0.85
 
 
 def test_every_card_is_called_by_a_name_that_means_it() -> None:

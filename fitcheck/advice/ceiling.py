@@ -108,7 +108,7 @@ def _changed(plan: Plan, change: Level) -> Plan | None:
 
 def _fits(plan: Plan, change: Level) -> bool:
     changed = _changed(plan, change)
-    return changed is not None and judged(changed).verdict == "fits"
+    return changed is not None and judged(changed, False).verdict == "fits"
 
 
 def _largest_model(plan: Plan) -> Ceiling | None:

@@ -84,13 +84,13 @@ def _unchanged(plan: Plan) -> Offers:
         yield "the engine wakes and sleeps in every step", one("rollout_sleep", True)
     if plan.score_batch and plan.score_batch > 1:
         effect = "fewer sequences in a scoring pass: more passes"
-        yield effect, one("score_batch", *_divisors(plan.score_batch))
+        yield effect, one("score_batch", *divisors(plan.score_batch))
     if not plan.checkpointing:
         effect = "each layer's forward runs twice: up to a third more compute in the update"
         yield effect, one("checkpointing", True)
     if plan.micro_batch > 1:
         effect = "the same batch in more, smaller passes"
-        yield effect, one("micro_batch", *_divisors(plan.micro_batch))
+        yield effect, one("micro_batch", *divisors(plan.micro_batch))
     if plan.method == "dpo":
         effect = "the reference's log-probs are computed once, before training"
         yield effect, one("reference", "precomputed")
@@ -105,7 +105,7 @@ def _unchanged(plan: Plan) -> Offers:
         yield effect, one("offload", (*plan.offload, "optimizer"))
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
     """The smaller numbers that divide it, the largest first."""
     return [n for n in range(number // 2, 0, -1) if number % n == 0]
 
@@ -165,7 +165,7 @@ def _method(plan: Plan) -> Offers:
 def _shorter(plan: Plan) -> Offers:
     """Less work in a step, or shorter text."""
     if plan.method in ROLLOUT and plan.batch > 1:
-        sizes = _divisors(plan.batch)
+        sizes = divisors(plan.batch)
         levels: list[Level] = [{"batch": size} for size in sizes]
         if "minibatch" in plan.given:
             levels = [{"batch": n, "minibatch": min(n, plan.minibatch)} for n in sizes]

@@ -19,8 +19,9 @@ from fitcheck.report import Report
 class Fix:
     """One change, or several together, judged on the whole plan.
 
-    saves: bytes at the whole plan's peak. time: how many times as long a step takes, None when
-    that is not known. rank: of RANKS, the worst of its changes. effects: of each change, in words.
+    saves: bytes at the whole plan's peak. time: how many times as long a sample takes (a prompt, a
+    pair, an example; of inference a token), None where the card's rates are unknown. rank: of
+    RANKS, the worst of its changes. effects: of each change, in words.
     """
 
     changes: Mapping[str, Any]
@@ -50,6 +51,7 @@ class Fix:
             saves=before.peak_bytes - after.peak_bytes,
             peak_bytes=after.peak_bytes,
             verdict=after.verdict,
+            time=slower(before, after),
         )
 
     @property
@@ -90,6 +92,22 @@ class Fix:
         }
 
 
-def judged(plan: Plan) -> Report:
+def judged(plan: Plan, seconds: bool = True) -> Report:
     """The estimate, with the error that is on record for it."""
-    return fit(plan, catalog.stated_error(plan.method, "estimate"))
+    return fit(plan, catalog.stated_error(plan.method, "estimate"), seconds)
+
+
+def slower(before: Report, after: Report) -> float | None:
+    """How many times as long a sample takes after a change; below 1: it is faster."""
+    was, now = pace(before), pace(after)
+    return now / was if was and now else None
+
+
+def pace(report: Report) -> float | None:
+    """Seconds a sample: a step's over its batch; of inference, seconds a token while it decodes."""
+    plan, speed = report.plan, report.speed
+    if speed is None:
+        return None
+    if plan.method == "inference":
+        return 1 / speed.tokens_per_second
+    return speed.step_seconds / plan.batch

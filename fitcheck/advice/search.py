@@ -23,11 +23,16 @@ def fixes(plan: Plan, report: Report, limit: int | None = None) -> list[Fix]:
     """The changes that lower the estimated peak, at most `limit`.
 
     First those after which the plan fits, of them the ones that cost the user least (by rank, then
-    by how many changes they are); then those that only help. report: of this plan, on any rung.
+    by how many changes they are, then by time); then those that only help. report: of this plan,
+    on any rung.
     """
-    found = list(Search(plan, report).found())
-    found.sort(key=lambda fix: (VERDICTS.index(fix.verdict), RANKS.index(fix.rank), fix.size))
-    return found[:limit]
+
+    def cost(fix: Fix) -> tuple[int, int, int, float]:
+        rank = RANKS.index(fix.rank)  # of methods, changes() knows best which is the smaller step
+        time = 0.0 if fix.rank == RANKS[-1] else round(fix.time or 1.0, 1)
+        return VERDICTS.index(fix.verdict), rank, fix.size, time
+
+    return sorted(Search(plan, report).found(), key=cost)[:limit]
 
 
 class Pick(NamedTuple):
@@ -142,7 +147,7 @@ class Search:
             together["offload"] = report.plan.offload
         rank = max((pick.change.rank for pick in picks), key=RANKS.index)
         effects = tuple(pick.change.effect for pick in picks)
-        return Fix.of(self.before, report, together, rank, effects)
+        return Fix.of(self.before, judged(report.plan), together, rank, effects)
 
     def fits(self, picks: list[Pick]) -> bool:
         report = self.report(picks)
@@ -153,7 +158,7 @@ class Search:
         key = frozenset((id(pick.change), pick.at % len(pick.change.levels)) for pick in picks)
         if key not in self.seen:
             try:
-                self.seen[key] = judged(changed(self.plan, [pick.level for pick in picks]))
+                self.seen[key] = judged(changed(self.plan, [pick.level for pick in picks]), False)
             except FitCheckError:  # the rules, or the formulas, refuse this combination
                 self.seen[key] = None
         return self.seen[key]
