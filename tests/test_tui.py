@@ -186,6 +186,6 @@ def test_it_asks_this_machine_only_where_no_plan_is_given(monkeypatch: pytest.Mo
         await press(pilot)
         return pilot.app.view.card, text(pilot.app)
 
-    card, shown = drive(script, app=FitCheckApp())
+    card, shown = drive(script, app=FitCheckApp(watch_machine=True))
     assert card == view.PRETENDED
     assert "No GPU was found here" in " ".join(shown.split())

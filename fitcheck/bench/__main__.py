@@ -1,7 +1,8 @@
 """python -m fitcheck.bench dryrun: a plan as JSON on standard input, JSON lines on standard output.
 
 The command line and the screen run this as a process of its own: neither imports torch. Each line
-is {"phase": name} while it runs, then one {"report": ...} or {"error": message, "hint": hint}.
+is {"phase": name} while it runs, then {"timeline": ...} if asked for, and one {"report": ...} or
+{"error": message, "hint": hint}.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 gc.disable()  # before torch is imported: searching its modules for cycles takes a fifth of the time
 
 from fitcheck.answer import plan_from  # noqa: E402
-from fitcheck.bench.dryrun import drawn, dry_run, snapshot  # noqa: E402
+from fitcheck.bench.dryrun import drawn, dry_run, snapshot, timeline  # noqa: E402
 from fitcheck.errors import FitCheckError  # noqa: E402
 
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("verb", choices=["dryrun"])
     for name in ("snapshot", "html", "svg"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--timeline", action="store_true")
     args = parser.parse_args()
     try:
         plan = plan_from(json.load(sys.stdin))
@@ -33,6 +35,8 @@ def main() -> int:
             snapshot(traced, args.snapshot)
         for path in filter(None, (args.html, args.svg)):
             path.write_text(drawn(traced, page=path == args.html), encoding="utf-8")
+        if args.timeline:
+            say(timeline=timeline(traced))
     except FitCheckError as fault:
         say(error=fault.message, hint=fault.hint)
         return 2

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fitcheck import kernels
 from fitcheck.bench.allocator import Allocator
 from fitcheck.bench.replay import Replay, replay
-from fitcheck.bench.samples import samples
+from fitcheck.bench.samples import Sample, samples
 from fitcheck.bench.snapshot import write_snapshot
 from fitcheck.bench.timeline import timeline_html, timeline_svg
 from fitcheck.bench.trace import NOWHERE, Trace, trace
@@ -72,19 +73,31 @@ def snapshot(traced: Trace, path: Path) -> None:
 
 def drawn(traced: Trace, page: bool) -> str:
     """The timeline of the traced steps by role, under the card's limit, as SVG or as a page."""
-    plan = traced.plan
-    names = {name: holder.role or "step" for name, holder in traced.lasting.items()}
-    outcome = under_limit(traced, limit(plan))
-    points = samples(traced.events, names, Allocator(), traced.marks)
     draw = timeline_html if page else timeline_svg
     return draw(
-        points,
-        limit_bytes=limit(plan),
+        points(traced),
+        limit_bytes=limit(traced.plan),
         marks=traced.marks,
-        title=headline(plan),
+        title=headline(traced.plan),
         length=len(traced.events),
-        oom=outcome.oom,
+        oom=under_limit(traced, limit(traced.plan)).oom,
     )
+
+
+def points(traced: Trace) -> list[Sample]:
+    """The fullest moment of each column of a timeline, by role."""
+    names = {name: holder.role or "step" for name, holder in traced.lasting.items()}
+    return samples(traced.events, names, Allocator(), traced.marks)
+
+
+def timeline(traced: Trace) -> dict[str, Any]:
+    """The same timeline as data: what the screen draws, with terminal cells."""
+    return {
+        "samples": [(event, dict(roles)) for event, roles, _ in points(traced)],
+        "marks": traced.marks,
+        "limit_bytes": limit(traced.plan),
+        "oom": under_limit(traced, limit(traced.plan)).oom,
+    }
 
 
 def limit(plan: Plan) -> int:

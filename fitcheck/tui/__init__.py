@@ -5,9 +5,15 @@ fitcheck                 # on a terminal
 
 
 def run() -> int:
-    """Open the screen; the exit code."""
+    """Open the screen where it was left; the exit code."""
+    import sys
+
+    from fitcheck.tui import state
     from fitcheck.tui.app import FitCheckApp
 
-    app = FitCheckApp()
+    kept, said = state.load()
+    app = FitCheckApp(state=kept, watch_machine=True, said=said)
     app.run()
+    if app.return_code == 0 and (fault := state.save(app.state())):
+        print(f"note: {fault}", file=sys.stderr)
     return app.return_code or 0

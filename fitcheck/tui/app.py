@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from io import StringIO
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.events import DeliveryComplete, DeliveryFailed
 from textual.message import Message
 from textual.timer import Timer
 
 from fitcheck import machine
+from fitcheck.advice import command
 from fitcheck.answer import DEFAULT_MODEL, PRETENDED, resolve
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
+from fitcheck.report import Report
 from fitcheck.tui import view as views
 from fitcheck.tui.candidates import Candidate
+from fitcheck.tui.compare import Compare
+from fitcheck.tui.deliver import KINDS, Export, document, filename
+from fitcheck.tui.dryrun import DryRun
+from fitcheck.tui.explain import Explain
 from fitcheck.tui.fit import Fit
+from fitcheck.tui.guide import Guide
+from fitcheck.tui.hardware import Hardware
 from fitcheck.tui.knobs import notch, shown
 from fitcheck.tui.lines import Lines
 from fitcheck.tui.page import Page
 from fitcheck.tui.picker import Pick
+from fitcheck.tui.state import MOST_PINS, State
+from fitcheck.tui.timeline import Timeline
 from fitcheck.tui.tips import Tip, tips
 from fitcheck.tui.view import View, judged
 
@@ -29,6 +42,20 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
 PAUSE = 0.05  # seconds from the last key to the search for advice
+
+
+def first_view(plan: Plan | None, card: str) -> View:
+    """The view to begin with; where no plan is kept, or it is no longer covered, the default's."""
+    default = resolve(DEFAULT_MODEL, gpu=PRETENDED)
+    try:
+        return judged(plan or default, card)
+    except FitCheckError:
+        return judged(default, card)
+
+
+def bound(owner: type[App[None]] | type[Page]) -> list[Binding]:
+    """The bindings that a class itself declares."""
+    return [binding for binding in owner.BINDINGS if isinstance(binding, Binding)]
 
 
 class Detected(Message):
@@ -49,31 +76,59 @@ class Advised(Message):
 
 
 class FitCheckApp(App[None]):
-    """plan: what to ask first; found: this computer, looked up after the first paint if None."""
+    """plan: what to ask first. watch_machine: look at this computer, after the first paint.
+
+    state: what an earlier session left; said: what is to be told about it.
+    """
 
     CSS_PATH = "fitcheck.tcss"
     TITLE = "FitCheck"
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("e", "open('explain')", "explain", tooltip="every term, with its formula"),
+        Binding("c", "open('compare')", "compare", tooltip="pin plans, see them side by side"),
+        Binding("d", "open('dry run')", "dry run", tooltip="trace the real step, without a GPU"),
+        Binding("w", "open('hardware')", "hardware", tooltip="what this machine has"),
+        Binding("y", "copy", "copy", tooltip="copy the command that asks this"),
+        Binding("x", "open('export')", "export", tooltip="write the answer as a file"),
         Binding("question_mark", "show_help", "help", key_display="?"),
+        Binding("ctrl+p", "command_palette", "all commands", show=False),
         Binding("q", "quit", "quit"),
     ]
+    VIEWS: ClassVar[dict[str, type[Page]]] = {
+        page.NAME: page for page in (Explain, Compare, DryRun, Hardware, Export, Guide)
+    }
 
-    def __init__(self, plan: Plan | None = None, found: machine.Machine | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan | None = None,
+        found: machine.Machine | None = None,
+        state: State | None = None,
+        watch_machine: bool = False,
+        said: str = "",
+    ) -> None:
         super().__init__()
-        self.first = plan or resolve(DEFAULT_MODEL, gpu=PRETENDED)
+        kept = state or State()
+        self.watch_machine = watch_machine
+        self.said = said
         self.found = found
-        self.view = judged(self.first, views.PRETENDED if plan or found else views.DETECTING)
+        self.pins = list(kept.pins)
         self.past: list[View] = []
-
+        self.traced: dict[Plan, tuple[Report, Timeline | None]] = {}
         self.advised: tuple[Plan | None, list[Tip]] = (None, [])
         self.later: Timer | None = None
+        live = watch_machine and plan is None and kept.live
+        self.view = first_view(plan or kept.plan, views.DETECTING if live else views.PRETENDED)
+        if kept.theme in self.available_themes:
+            self.theme = kept.theme
 
     def get_default_screen(self) -> Screen[object]:
         return Fit()
 
     def on_mount(self) -> None:
-        if self.found is None and self.view.card == views.DETECTING:
+        if self.watch_machine:
             self.call_after_refresh(self.detect)
+        if self.said:
+            self.notify(self.said, title="Set aside", severity="warning", markup=False, timeout=15)
         self.seek()
 
     @work(thread=True)
@@ -87,6 +142,14 @@ class FitCheckApp(App[None]):
         if self.view.card == views.DETECTING:
             self.view = self.at_home(self.view.plan)
             self.redraw()
+
+    def action_go_home(self) -> None:
+        """Judge this machine's own card."""
+        if self.found is None or machine.best(self.found) is None:
+            self.notify("no GPU was found here")
+            return
+        view = self.at_home(self.view.plan)
+        self.attempt(lambda: view.plan, view.card)
 
     def at_home(self, plan: Plan) -> View:
         """The plan on this machine's freest card; pretended as it is where there is none."""
@@ -173,6 +236,77 @@ class FitCheckApp(App[None]):
         """Put what was picked into the plan."""
         card = views.PRETENDED if field == "gpu" else None
         self.attempt(lambda: candidate.change(self.view.plan), card)
+
+    def state(self) -> State:
+        """What the next session begins with."""
+        live = self.view.card != views.PRETENDED
+        return State(self.view.plan, live, tuple(self.pins), self.theme)
+
+    def card_of(self, plan: Plan) -> str:
+        """Whether a plan's card is a live one: only such a card leaves less than the catalog's."""
+        return views.DETECTED if plan.memory != plan.gpu.usable_memory() else views.PRETENDED
+
+    def pin(self) -> None:
+        """Keep the plan as it is beside others."""
+        if self.view.plan in self.pins:
+            self.notify("this plan is pinned already")
+        elif len(self.pins) >= MOST_PINS:
+            self.notify(f"{MOST_PINS} plans are pinned: x unpins one")
+        else:
+            self.pins.append(self.view.plan)
+            self.redraw()
+
+    def unpin(self, index: int) -> None:
+        del self.pins[index]
+        self.redraw()
+
+    def action_open(self, name: str) -> None:
+        """Another view; one that is open is not opened again."""
+        page = self.VIEWS[name]
+        if not isinstance(self.screen, page):
+            self.push_screen(page())
+
+    def action_show_help(self) -> None:
+        self.action_open("help")
+
+    def all_bindings(self) -> list[tuple[str, list[Binding]]]:
+        """Every view with its keys, for the help."""
+        found = [("home", bound(Fit)), ("anywhere", bound(FitCheckApp))]
+        return found + [(name, bound(page)) for name, page in self.VIEWS.items() if bound(page)]
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: every view, and what Textual offers for looks."""
+        for binding in bound(FitCheckApp):
+            if binding.action != "command_palette":
+                yield SystemCommand(
+                    binding.description.capitalize(),
+                    binding.tooltip or binding.description,
+                    partial(self.run_action, binding.action),
+                )
+        yield SystemCommand("Undo", "take the last change back", self.action_undo)
+        yield SystemCommand("Reset", "the defaults of the method", self.action_reset)
+        yield SystemCommand("This machine's card", "judge the card here", self.action_go_home)
+        yield SystemCommand("Theme", "change the colours", self.action_change_theme)
+
+    def action_copy(self) -> None:
+        """Copy the command that asks this question; it reaches the clipboard over ssh too."""
+        words = command(self.view.plan)
+        self.copy_to_clipboard(words)
+        self.notify(words, title="Copied", markup=False)
+
+    def deliver(self, kind: str) -> None:
+        """Write the answer as a file."""
+        text = self.export_screenshot() if kind == "svg" else document(self.view, kind)
+        self.deliver_text(
+            StringIO(text), save_filename=filename(self.view, kind), mime_type=KINDS[kind][0]
+        )
+
+    def on_delivery_complete(self, event: DeliveryComplete) -> None:
+        if event.path is not None:
+            self.notify(str(event.path), title="Written", markup=False)
+
+    def on_delivery_failed(self, event: DeliveryFailed) -> None:
+        self.notify(str(event.exception), title="Not written", severity="error", markup=False)
 
     def turn(self, name: str, step: int) -> None:
         """Change a field by one notch, or say that there is none."""

@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.screen import Screen
 
-from fitcheck.tui.lines import Line, Lines, Span, width
+from fitcheck.tui.lines import Line, Lines, Span, padded, width
 
 if TYPE_CHECKING:
     from fitcheck.tui.app import FitCheckApp
@@ -56,8 +56,7 @@ class Page(Screen[Any]):
         Binding("pageup", "scroll(-10)", "page up", show=False),
         Binding("pagedown,space", "scroll(10)", "page down", show=False),
     ]
-    TITLE_TEXT = ""
-    HELP_TEXT = ""
+    NAME = ""
 
     @property
     def fitcheck(self) -> FitCheckApp:
@@ -78,18 +77,19 @@ class Page(Screen[Any]):
 
     def shown_bindings(self) -> list[Binding]:
         """The keys of this screen and of the app that the last row shows, an action once."""
-        found: dict[str, Binding] = {}
-        for bindings in (self._bindings, self.app._bindings):
-            for several in bindings.key_to_bindings.values():
-                for binding in several:
-                    if binding.show:
-                        found.setdefault(binding.action, binding)
-        return list(found.values())
+        own, everywhere = self._bindings.key_to_bindings, self.app._bindings.key_to_bindings
+        merged = own | {key: several for key, several in everywhere.items() if key not in own}
+        shown = [b for several in merged.values() for b in several if b.show]
+        return list({b.action: b for b in reversed(shown)}.values())[::-1]
 
     def heading(self, room: int) -> list[Line]:
         """The title's line."""
-        words = f" FitCheck  {self.TITLE_TEXT}"
-        return [[Span(words[:room].ljust(room), "title bold")]]
+        raise NotImplementedError
+
+    def named(self, name: str, words: str, room: int) -> list[Line]:
+        """A title: the view's name, and what it is of."""
+        left = f" {name}  "
+        return [[Span(left, "title bold"), Span(padded(words, room - len(left)), "title")]]
 
     def body(self, size: Size) -> list[Line]:
         """What the page shows."""

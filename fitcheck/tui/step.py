@@ -21,12 +21,15 @@ def stages(report: Report, merged: bool) -> list[tuple[str, list[Phase]]]:
     """The phases of a step; merged: those of one part of it together, such as update.policy."""
 
     def key(phase: Phase) -> str:
-        if not merged:
-            return phase.name
-        first, *rest = phase.name.split(".")
-        return f"{first}.{rest[0]}" if len(rest) > 1 else first
+        return stage(phase.name) if merged else phase.name
 
     return [(name, list(phases)) for name, phases in groupby(report.phases, key)]
+
+
+def stage(phase: str) -> str:
+    """The part of a step that a phase belongs to: update.policy, rollout."""
+    first, *rest = phase.split(".")
+    return f"{first}.{rest[0]}" if len(rest) > 1 else first
 
 
 def phase_bars(report: Report, room: int, rows: int) -> list[Line]:
