@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 BASE := .venv/base.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: setup run test lint format golden bench smoke clean
+.PHONY: setup run test lint format golden bench smoke accuracy clean
 
 setup: $(BASE)
 
@@ -55,6 +55,10 @@ golden: $(DEV)
 bench: $(DEV)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/fit.py
+
+# Estimate against dry run on every architecture that can be built, into docs/accuracy.md: minutes.
+accuracy: $(DEV)
+	$(BIN)/python -m benchmarks.accuracy
 
 # What a user gets: the wheel and its dependencies from the package index, in a venv of its own.
 smoke: $(DEV)

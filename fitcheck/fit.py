@@ -79,6 +79,10 @@ def notes(plan: Plan) -> list[str]:
         found.append("text only: images and sound, and their activations, are not modelled")
     if training and plan.model.moe and plan.tuning != "full":
         found += expert_notes(plan)
+    if "qlora" in (plan.tuning, plan.critic_tuning) or plan.quant in ("nf4", "int8"):
+        flow = FLOWS.get(plan.model.model_type)
+        if flow is not None and flow.own_linear:
+            found.append("its own linear layers stay in 16 bits: transformers quantizes nn.Linear")
     return list(dict.fromkeys(found))
 
 

@@ -44,7 +44,9 @@ class Flow(NamedTuple):
     adapted_experts: bool = False  # PEFT 0.21 puts LoRA of all-linear on experts and router
     fp32: tuple[str, ...] = ()  # weights that a 16-bit model keeps in fp32, by their last name
 
-    casts_anew: bool = False  # linear layers whose autocast casts are not cached
+    # Linear layers of a class of its own that multiply by a view of the weight: autocast does not
+    # cache its casts, and transformers 5.24 quantizes nn.Linear alone (integrations/bitsandbytes).
+    own_linear: bool = False
     logits: str = ""  # what follows the head: heads.py
 
 
@@ -101,7 +103,7 @@ FLOWS: dict[str, Flow] = {
         norm="layer_norm",
         attention="falcon",
         mlp="plain",
-        casts_anew=True,
+        own_linear=True,
         narrow_softmax=True,
         returns_weights=True,
     ),

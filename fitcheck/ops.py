@@ -227,7 +227,7 @@ class Block:
         s = self.setting
         out = self.matmul(
             name, x, inner, outer, self.tokens, s.weight, s.trains, s.stored, bias,
-            cached=not self.flow.casts_anew,
+            cached=not self.flow.own_linear,
         )  # fmt: skip
         if not s.adapter or not self.targeted(place, name):
             return out

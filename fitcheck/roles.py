@@ -15,7 +15,7 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 def roles(plan: Plan) -> dict[str, Role]:
     """The models of a plan by role, in the field's order: policy, reference, reward, critic."""
     if plan.method == "inference":
-        stored = plan.quant if plan.quant in ("nf4", "int8") else "plain"
+        stored = stored_as(plan.model, plan.quant)
         return {"policy": Role("policy", plan.model, BYTES[plan.compute_dtype], stored=stored)}
     found = {"policy": _trained(plan, "policy", plan.model, plan.tuning, _policy_head(plan))}
     compute = BYTES[plan.compute_dtype]
@@ -24,7 +24,7 @@ def roles(plan: Plan) -> dict[str, Role]:
     if plan.reward_model == "adapter":
         found["reward"] = _on_policy(plan, "reward", tuning="")
     elif plan.reward_architecture is not None:
-        stored = "plain" if plan.reward_precision == "bf16" else plan.reward_precision
+        stored = stored_as(plan.reward_architecture, plan.reward_precision)
         found["reward"] = Role(
             "reward", plan.reward_architecture, compute, stored=stored, head="score"
         )
@@ -34,6 +34,13 @@ def roles(plan: Plan) -> dict[str, Role]:
         model = plan.critic_architecture
         found["critic"] = _trained(plan, "critic", model, plan.critic_tuning, "score")
     return found
+
+
+def stored_as(model: Model, quant: str | None) -> str:
+    """How bitsandbytes keeps linear weights: nf4, int8, or plain where it does not touch them."""
+    flow = FLOWS.get(model.model_type)
+    bound = quant in ("nf4", "int8") and not (flow is not None and flow.own_linear)
+    return quant if bound and quant else "plain"
 
 
 def _policy_head(plan: Plan) -> str:
@@ -54,7 +61,7 @@ def _trained(plan: Plan, name: str, model: Model, tuning: str, head: str) -> Rol
         model,
         BYTES[weights],
         tuning,
-        stored="nf4" if quantized else "plain",
+        stored=stored_as(model, "nf4" if quantized else ""),
         head=head,
         adapter=BYTES[plan.adapter_precision],
         rank=plan.lora_rank,
@@ -69,7 +76,7 @@ def _on_policy(plan: Plan, name: str, tuning: str) -> Role:
         plan.model,
         BYTES[plan.weight_dtype],
         tuning,
-        stored="nf4" if plan.tuning == "qlora" else "plain",
+        stored=stored_as(plan.model, "nf4" if plan.tuning == "qlora" else ""),
         head="score",
         base=False,
         adapter=BYTES[plan.adapter_precision],

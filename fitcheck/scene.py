@@ -44,7 +44,8 @@ class Scene:
         """The terms of one kind (weights, gradients, optimizer states) of one role."""
         plan = self.plan
         if kind == "weights" and plan.method == "inference":
-            return _quantized(role, plan.quant)
+            left = plan.quant in ("nf4", "int8") and role.stored == "plain"
+            return _quantized(role, "bf16" if left else plan.quant)
         return _stays(kind, role, plan.optimizer, self.master)
 
     def resident(self, phase: str, states: bool = True) -> Terms:

@@ -334,3 +334,14 @@ def test_memory_grows_by_the_token() -> None:
     cache = memory.kv_cache(llama, 1, 4096, 2)
     assert more.peak_bytes - few.peak_bytes > cache
     assert held(more, "decode", "KV cache") - held(few, "decode", "KV cache") == cache
+
+
+def test_falcon_keeps_its_own_linear_layers_in_16_bits() -> None:
+    """transformers 5.24 quantizes nn.Linear alone, and Falcon's is a class of its own."""
+    plan = resolve("falcon-7b", gpu="a100", method="sft", tuning="qlora", sequence=256)
+    other = resolve("mistral-7b-v0.1", gpu="a100", method="sft", tuning="qlora", sequence=256)
+    for each, width in ((plan, 2.0), (other, 0.57)):
+        report = fit(each)
+        weights = sum(t.bytes for t in report.phases[0].peak.terms if t.name == "weights")
+        assert weights == pytest.approx(width * each.model.params, rel=0.02)
+        assert any("nn.Linear" in note for note in report.notes) == (each is plan)

@@ -33,10 +33,11 @@ LOWER = _names(
     linalg_vecdot conv1d conv2d conv3d conv_transpose1d conv_transpose2d prelu
     scaled_dot_product_attention"""
 )
-FLOAT = _names(
-    """exp expm1 log log10 log2 log1p pow rpow rsqrt reciprocal tan acos asin cosh sinh erfinv
-    softplus layer_norm group_norm rms_norm logsumexp cosine_similarity cross_entropy nll_loss
-    kl_div mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits cdist"""
+FLOAT = _names(  # square: it is made of pow
+    """exp expm1 log log10 log2 log1p pow rpow square rsqrt reciprocal tan acos asin cosh sinh
+    erfinv softplus layer_norm group_norm rms_norm logsumexp cosine_similarity cross_entropy
+    nll_loss kl_div mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits
+    cdist"""
 )
 FLOAT_RESULT = _names("softmax log_softmax sum prod cumsum cumprod norm linalg_vector_norm")
 WIDEST = _names("addcdiv addcmul bilinear cross dot index_put scatter_add tensordot")
