@@ -19,6 +19,7 @@ from fitcheck.model import Model
 from fitcheck.plan import KNOBS, LORA_TARGETS, Plan
 from fitcheck.report import Report
 from fitcheck.rules import choice_error, flag_of
+from fitcheck.timings import with_timings
 
 DEFAULT_MODEL = "meta-llama/Llama-3.1-8B"
 PRETENDED = "NVIDIA GeForce RTX 4090"  # where there is no card: the largest common consumer card
@@ -30,7 +31,8 @@ def check(model: str | Model = DEFAULT_MODEL, **wishes: Any) -> Report:
     Raises FitCheckError for unknown names, contradictory knobs, architectures not covered.
     """
     plan, card = _resolve(model, wishes)
-    report = advised(fit(plan, catalog.stated_error(plan.method, "estimate")))
+    report = with_timings(fit(plan, catalog.stated_error(plan.method, "estimate")))
+    report = advised(report)
     return replace(report, notes=(card, *report.notes)) if card else report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fitcheck.plan import ROLLOUT
 from fitcheck.report import Report, Speed
+from fitcheck.speed import measured_speed
 
 
 def duration(seconds: float) -> str:
@@ -27,6 +28,8 @@ def cell(seconds: float | None) -> str:
 def pace(report: Report) -> str:
     """Step time and tokens a second of any rung; how far off, of an estimate."""
     plan, speed = report.plan, report.speed
+    if speed is None and report.source == "measured":
+        speed = measured_speed(plan, report.phases)
     if speed is None:
         return f"unknown: no rates of {plan.gpu.name} are recorded"
     rate = speed.tokens_per_second
@@ -43,7 +46,7 @@ def pace(report: Report) -> str:
 def error_words(speed: Speed) -> str:
     """How far off the seconds may be, each part with the checks that say so."""
     if speed.source == "measured":
-        return "measured on this machine"
+        return f"measured ({speed.basis})" if speed.basis else "measured"
     shares = [
         f"{100 * error.relative:.0f} % ({error.n}: {error.basis})" for _, error in speed.errors
     ]

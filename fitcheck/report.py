@@ -100,6 +100,7 @@ class Speed(NamedTuple):
     tokens_per_second: float
     source: str = "estimate"  # or measured
     errors: tuple[tuple[str, Error], ...] = ()
+    basis: str = ""  # by what, and when, it was measured
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Speed:

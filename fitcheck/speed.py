@@ -50,6 +50,12 @@ def step_speed(plan: Plan, phases: tuple[Phase, ...]) -> Speed | None:
     return Speed(sum(known), step_tokens(plan) / (decoding or 1e-9), errors=errors)
 
 
+def measured_speed(plan: Plan, phases: tuple[Phase, ...], basis: str = "") -> Speed | None:
+    """The same of phases whose seconds were measured: nothing is left to be off."""
+    speed = step_speed(plan, phases)
+    return speed and speed._replace(source="measured", errors=(), basis=basis)
+
+
 def step_seconds(plan: Plan, report: Report) -> float | None:
     """Seconds of one optimizer step of SFT, reward and DPO; of one rollout and its updates of PPO
 
