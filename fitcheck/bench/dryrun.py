@@ -102,10 +102,11 @@ def timeline(traced: Trace) -> dict[str, Any]:
 
 def limit(plan: Plan) -> int:
     """What the allocator may take from the driver: usable memory less what lies outside of it."""
-    return max(0, plan.memory.usable_bytes - _context(plan))
+    return max(0, plan.memory.usable_bytes - outside_guess(plan))
 
 
-def _context(plan: Plan) -> int:
+def outside_guess(plan: Plan) -> int:
+    """What the CUDA context is taken to hold, outside the allocator."""
     return kernels.CONTEXT if plan.gpu.vendor != "apple" else 0
 
 
@@ -164,7 +165,9 @@ def _phases(traced: Trace, free: Replay) -> list[Phase]:
         rest = allocated - sum(term.bytes for term in terms)
         terms.append(Term("allocator rounding", "card", rest, "blocks larger than what was asked"))
         terms.append(Term("cache", "card", reserved - allocated, "reserved, not used", CACHED))
-        terms.append(Term("CUDA context", "card", _context(traced.plan), "an estimate", OUTSIDE))
+        terms.append(
+            Term("CUDA context", "card", outside_guess(traced.plan), "an estimate", OUTSIDE)
+        )
         found.append(Phase(phase, (Moment("largest", tuple(merged(terms))),)))
     return found
 

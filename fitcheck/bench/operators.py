@@ -69,7 +69,7 @@ def _with_workspace(
 ) -> Any:
     out = tracer.made(func, args, kwargs)
     outputs = out if isinstance(out, (tuple, list)) else (out,)
-    hidden = workspaces.OF[func] if outputs[0].is_meta else ()
+    hidden = workspaces.OF[func] if tracer.watches(outputs[0]) else ()
     before = [workspace for workspace in hidden if workspace in workspaces.BEFORE]
     names = [name for workspace in before for name in _taken(tracer, workspace, args, out)]
     for tensor in outputs[: workspaces.ON_CARD.get(func)]:
@@ -101,7 +101,7 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     into = "out" in kwargs
     out = func(*args, **kwargs) if into else _plain(tracer, func, args, kwargs)
     backward = torch._C._current_graph_task_id() != -1
-    if backward not in tracer.handles and out.is_meta:
+    if backward not in tracer.handles and tracer.watches(out):
         tracer.handles.add(backward)
         tracer.allocate(workspaces.cublas(tracer.card), "cublas")
     return out
@@ -114,8 +114,8 @@ def _add(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     """
     if sys._getframe(2).f_code.co_name == "_engine_run_backward" and not torch.is_grad_enabled():
         first = args[0]
-        if first.is_meta and _holders(first) == tracer.nobody_else and _is_dense(first):
-            return first
+        if tracer.watches(first) and _holders(first) == tracer.nobody_else and _is_dense(first):
+            return first if first.is_meta else aten.add_.Tensor(*args, **kwargs)
     return _plain(tracer, func, args, kwargs)
 
 
@@ -175,10 +175,10 @@ def _is_dense(tensor: Tensor) -> bool:
 
 def _index_put(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Adds in place in the backward of indexing, but not while a mode is active: index_backward."""
-    if torch._C._current_graph_task_id() == -1 or not args[0].is_meta:
+    if torch._C._current_graph_task_id() == -1 or not tracer.watches(args[0]):
         return _plain(tracer, func, args, kwargs)
     _hidden(tracer, workspaces.index_put, args, args[0])
-    return args[0]
+    return args[0] if args[0].is_meta else aten.index_put_.default(*args, **kwargs)
 
 
 def _scalar(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

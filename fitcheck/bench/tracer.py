@@ -72,6 +72,10 @@ class Tracer(TorchDispatchMode):
             rule = self.rules[id(func)] = operators.rule(func)
         return rule(self, func, args, kwargs or {})
 
+    def watches(self, tensor: Tensor) -> bool:
+        """Whether a tensor is where this tracer counts; others take nothing."""
+        return tensor.is_meta
+
     def register(self, tensor: Tensor, made_by: Any) -> int:
         """The id of a tensor's storage; one not seen before is an allocation. 0: takes nothing."""
         storage = tensor.untyped_storage()
@@ -80,7 +84,7 @@ class Tracer(TorchDispatchMode):
         if known is not None:
             return known
         size = storage.nbytes()
-        if size == 0 or not tensor.is_meta:
+        if size == 0 or not self.watches(tensor):
             return 0
         name = self.allocate(size, made_by)
         ref = _Ref(storage, self.freed)
