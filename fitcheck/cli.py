@@ -79,6 +79,10 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
         advising.add_parser(verbs)
     if verb in ("dryrun", ""):
         _add_dryrun(verbs)
+    if verb in ("bench", ""):
+        from fitcheck import benching
+
+        benching.add_parser(verbs)
     if verb in (*LISTINGS, ""):
         from fitcheck import listing
 
@@ -97,7 +101,7 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
 
 
 LISTINGS = ("models", "gpus", "rewards", "methods")
-VERBS = ("check", "advise", "dryrun", "cost", *LISTINGS, "machine")
+VERBS = ("check", "advise", "dryrun", "bench", "cost", *LISTINGS, "machine")
 
 
 def _add_check(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -187,6 +187,8 @@ FROZEN_FLAGS = {
         *(*PLAN_FLAGS, "help", "json", "samples", "tokens", "passes"),
         *("kwh", "price", "card", "card-hours", "watts"),
     },
+    "bench": {*PLAN_FLAGS, "help", "json", "explain", "until-oom", "suite", "export", "steps"}
+    | {"minutes", "limit", "weights", "save", "to"},
 }
 
 
@@ -206,12 +208,14 @@ def test_the_flags_are_frozen(verb: str) -> None:
 
 
 def test_the_verbs_are_frozen() -> None:
-    expected = ["check", "advise", "dryrun", "models", "gpus", "rewards", "methods", "cost"]
-    expected.append("machine")
+    expected = ["check", "advise", "dryrun", "bench", "models", "gpus", "rewards", "methods"]
+    expected += ["cost", "machine"]
     assert list(verbs()) == expected
 
 
-@pytest.mark.parametrize("words", [["--help"], ["check", "--help"], ["dryrun", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["check", "--help"], ["dryrun", "--help"], ["bench", "--help"]]
+)
 def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(words)

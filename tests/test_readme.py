@@ -40,9 +40,11 @@ def commands() -> Iterator[tuple[str, str]]:
 
 
 def cases() -> list[Any]:
-    oracle = {True: [pytest.mark.oracle], False: []}  # a dry run needs torch
+    oracle = {True: [pytest.mark.oracle], False: []}  # what needs torch
     return [
-        pytest.param(command, shown, id=command, marks=oracle[" dryrun " in command])
+        pytest.param(
+            command, shown, id=command, marks=oracle[command.split()[1] in ("dryrun", "bench")]
+        )
         for command, shown in commands()
     ]
 
