@@ -89,6 +89,12 @@ def gpus() -> tuple[GPU, ...]:
     return tuple(GPU.from_json(row) for row in gpu_rows())
 
 
+def cards() -> Iterator[tuple[Row, list[GPU]]]:
+    """Every row of a GPU, and its cards in all sizes sold or modded, the smallest first."""
+    for row in gpu_rows():
+        yield row, [_card(row["name"], [row], size, None) for size in card_sizes(row)]
+
+
 def reward_models() -> tuple[RewardModel, ...]:
     """Every reward model of the catalog."""
     return tuple(_reward_model(row) for row in rows("reward_models.json", "reward_models"))

@@ -72,7 +72,7 @@ def data_of(args: argparse.Namespace) -> Data:
         name: None if text is None else _count(name, text)
         for name, text in (("samples", args.samples), ("tokens", args.tokens))
     }
-    passes = 1.0 if args.passes is None else _number("--passes", args.passes)
+    passes = 1.0 if args.passes is None else number("--passes", args.passes)
     return Data(**counts, passes=passes)
 
 
@@ -80,10 +80,10 @@ def _count(name: str, text: str) -> int:
     """10k is 10,000 here: samples are no powers of two."""
     units = {"k": 10**3, "m": 10**6, "b": 10**9}
     unit = units.get(text[-1:].lower(), 1)
-    return round(_number(f"--{name}", text[:-1] if unit > 1 else text) * unit)
+    return round(number(f"--{name}", text[:-1] if unit > 1 else text) * unit)
 
 
-def _number(flag: str, text: str) -> float:
+def number(flag: str, text: str) -> float:
     try:
         value = float(text.replace("_", ""))
     except ValueError:
@@ -95,7 +95,7 @@ def _number(flag: str, text: str) -> float:
 
 def prices_of(args: argparse.Namespace) -> Prices:
     given = {
-        name: _number(flag, getattr(args, flag[2:].replace("-", "_")))
+        name: number(flag, getattr(args, flag[2:].replace("-", "_")))
         for name, flag in FLAGS.items()
         if getattr(args, flag[2:].replace("-", "_")) is not None
     }
@@ -215,7 +215,7 @@ def to_json(cost: Cost, others: dict[str, Cost | str]) -> dict[str, Any]:
         **_numbers(cost),
         "card_price_usd": cost.card_price,
         "card_price_source": cost.card_price_said,
-        "clouds": [_rent(rent) for rent in cost.clouds],
+        "clouds": [rent_json(rent) for rent in cost.clouds],
         "same_data": {
             name: {"error": found} if isinstance(found, str) else _numbers(found)
             for name, found in others.items()
@@ -228,7 +228,8 @@ def _numbers(cost: Cost) -> dict[str, Any]:
     return {name: getattr(cost, name) for name in names} | {"verdict": cost.report.verdict}
 
 
-def _rent(rent: Rent) -> dict[str, Any]:
+def rent_json(rent: Rent) -> dict[str, Any]:
+    """One cloud's offer."""
     price = rent.price
     return {
         **{"cloud": price.cloud, "instance": price.instance, "instances": rent.instances},

@@ -121,6 +121,14 @@ class GPU:
     def __repr__(self) -> str:
         return f"<GPU {self.id}>"
 
+    @property
+    def short_name(self) -> str:
+        """The name without its maker's."""
+        name = self.name
+        for maker in ("NVIDIA GeForce ", "NVIDIA ", "AMD ", "Intel ", "Apple "):
+            name = name.removeprefix(maker)
+        return name.removesuffix(" Edition").removesuffix(" Generation")
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> GPU:
         """The GPU of one catalog row; FitCheckError, naming the row, for a missing or odd key."""

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fitcheck import catalog
@@ -50,6 +50,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     gpus = _parser(subparsers, "gpus", "list the GPUs of the catalog", list_gpus)
     gpus.add_argument("--vendor", choices=catalog.VENDORS)
     gpus.add_argument("--memory", metavar="RANGE", help="nominal GB, such as 16..24 or 80..")
+    _add_for(gpus)
     _parser(subparsers, "rewards", "list the reward models of the catalog", list_rewards)
     _parser(subparsers, "methods", "list what FitCheck can judge", list_methods)
 
@@ -66,6 +67,38 @@ def _parser(
     parser.add_argument("--json", action="store_true", help="print a JSON list of the full rows")
     parser.set_defaults(run=run)
     return parser
+
+
+OF_A_RUN = ("by", "samples", "tokens", "passes", "kwh", "price", "card")
+
+
+def _add_for(gpus: argparse.ArgumentParser) -> None:
+    """The cards a plan fits on: for which model, ranked by what, over how much data."""
+    group = gpus.add_argument_group("which of them a plan fits on")
+    group.add_argument("--for", dest="model", metavar="MODEL", help="only cards that it fits on")
+    group.add_argument("--by", choices=("price", "time", "cost"), help="what ranks them (price)")
+    for name, text in (
+        ("samples", "of the run: prompts, pairs or examples, such as 10k (1,000)"),
+        ("tokens", "of the run instead, such as 2m"),
+        ("passes", "how often the data are read (1)"),
+        ("kwh", "US dollars for a kWh"),
+    ):
+        group.add_argument(f"--{name}", metavar="N", help=text)
+    for name, text in (
+        ("price", "US dollars for an hour of a rented card, instead of the clouds' prices"),
+        ("card", "US dollars for a card, instead of its street price"),
+    ):
+        text += "; once for each card, or as a bare number for all"
+        group.add_argument(f"--{name}", action="append", metavar="CARD=USD", help=text)
+    add_plan_flags(gpus.add_argument_group("with --for, the plan"))
+
+
+def _refuse_plan(args: argparse.Namespace, more: Iterable[str], this: str, way_out: str) -> None:
+    """FitCheckError for a flag that is part of a plan, where a list is asked for without one."""
+    for name in (*plan_fields(args), *(name for name in more if getattr(args, name))):
+        raise FitCheckError(
+            f"{flag_of(name)} is part of a plan, and {this}", f"{way_out} to see only what fits"
+        )
 
 
 def matching_models(args: argparse.Namespace) -> list[Row]:
@@ -99,11 +132,7 @@ def list_models(args: argparse.Namespace) -> int:
     found, wishes = matching_models(args), plan_fields(args)
     if args.fits:
         return _list_fitting(found, wishes, args.json)
-    for name in wishes:
-        raise FitCheckError(
-            f"{flag_of(name)} is part of a plan, and this lists models without one",
-            "add --fits to see only the models that fit",
-        )
+    _refuse_plan(args, (), "this lists models without one", "add --fits")
     if args.json:
         return _print_json([catalog.model_row(entry) for entry in found])
 
@@ -188,7 +217,13 @@ def matching_gpus(args: argparse.Namespace) -> list[Row]:
 
 
 def list_gpus(args: argparse.Namespace) -> int:
-    """Print the GPUs that match; 1 when none does."""
+    """Print the GPUs that match, with --for those that a plan fits on; 1 when none does."""
+    found = matching_gpus(args)
+    if args.model:
+        from fitcheck.choosing import list_suitable  # a plain list has no costs
+
+        return list_suitable(args, found)
+    _refuse_plan(args, OF_A_RUN, "this lists cards without one", "add --for MODEL")
 
     def cells(row: Row) -> tuple[str, ...]:
         gpu = GPU.from_json(row)
@@ -196,12 +231,8 @@ def list_gpus(args: argparse.Namespace) -> int:
         memory = gib(gpu.total_bytes) if gpu.total_bytes else sizes
         tflops, speed = gpu.bf16_dense_tflops, gpu.bandwidth_gbs
         rates = (f"{rate:.0f}" if rate else "-" for rate in (speed, tflops))
-        name = re.sub(
-            "^(NVIDIA GeForce|NVIDIA|AMD|Intel|Apple) | (Edition|Generation)$", "", gpu.name
-        )
-        return name, memory, *rates, gpu.release or "-", gpu.doubt
+        return gpu.short_name, memory, *rates, gpu.release or "-", gpu.doubt
 
-    found = matching_gpus(args)
     if args.json:
         return _print_json(found)
     titles = ("GPU", "GiB", "GB/s", "TFLOPS", "RELEASED", "UNVERIFIED")
