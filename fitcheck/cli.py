@@ -143,7 +143,9 @@ def _shown(report: Report, args: argparse.Namespace) -> str:
     from fitcheck import text  # only a person reads it
 
     if args.markdown:
-        return text.markdown(report)
+        from fitcheck.markdown import markdown
+
+        return markdown(report)
     return text.report_text(report, min(columns(80), 120), text.colourful(), args.explain)
 
 

@@ -33,7 +33,7 @@ METHODS = ("sft", "reward", "dpo", "grpo", "ppo")  # those that read the same da
 class Data(NamedTuple):
     """How much there is: samples (prompts of PPO and GRPO, pairs of DPO and reward, examples of
 
-    SFT, requests of inference) or tokens (generated, of inference), read `passes` times.
+    SFT) or tokens (of inference those it generates), read `passes` times.
     """
 
     samples: int | None = None
@@ -142,8 +142,6 @@ def _step(plan: Plan, report: Report) -> float:
 
 def samples_a_step(plan: Plan) -> float:
     """Samples that one step reads: GRPO writes `group` completions of each prompt."""
-    if plan.method == "inference":
-        return plan.concurrency / plan.context
     return plan.batch / (plan.group or 1)
 
 
@@ -151,15 +149,14 @@ def tokens_of_a_sample(plan: Plan) -> int:
     """Tokens of one sample: both answers of a pair count."""
     if plan.method in ROLLOUT:
         return plan.prompt + plan.response
-    if plan.method == "inference":
-        return plan.context
     return plan.sequence * (1 if plan.method == "sft" else 2)
 
 
 def _steps(plan: Plan, data: Data) -> int:
     if plan.method == "inference":
-        tokens = data.tokens if data.tokens is not None else (data.samples or 0) * plan.context
-        return math.ceil(data.passes * tokens / step_tokens(plan))
+        if data.tokens is None:
+            raise FitCheckError("inference is counted in tokens", "--tokens 2m: those it generates")
+        return math.ceil(data.passes * data.tokens / step_tokens(plan))
     samples = data.samples
     if samples is None:
         samples = math.ceil((data.tokens or 0) / tokens_of_a_sample(plan))
@@ -184,7 +181,9 @@ def step_flops(plan: Plan) -> float:
     for role in held.values():
         if role.tuning:
             passes = training_passes(role.tuning == "full", bool(plan.checkpointing))
-            trained = rows + (plan.ptx_batch or 0 if role.name == "policy" else 0)
+            trained = rows
+            if plan.ptx_batch and role.name == "policy":
+                trained += plan.ptx_batch * plan.batch // plan.minibatch
             total += (plan.epochs or 1) * trained * passes * _forward(role.model, tokens)
     return total
 

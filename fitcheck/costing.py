@@ -159,7 +159,7 @@ def told(cost: Cost) -> str:
 
 
 NOUNS = {"ppo": "prompts", "grpo": "prompts", "dpo": "pairs", "reward": "pairs"}
-NOUNS |= {"sft": "examples", "inference": "requests"}
+NOUNS |= {"sft": "examples"}
 
 
 def hours(value: float) -> str:

@@ -113,6 +113,16 @@ def training() -> Training:
         raise files.damaged("speed.json", f"training: {fault!r}") from fault
 
 
+def is_measured(gpu: GPU, what: str) -> bool:
+    """Whether the rows behind an engine or training have a card of this class among them."""
+    if what in ("graphs", "eager"):  # whose constants no class changes
+        return hardware_class(gpu).startswith("nvidia")
+    try:
+        return what in _file()["classes"][hardware_class(gpu)]["measured"]
+    except (KeyError, TypeError) as fault:
+        raise files.damaged("speed.json", f"classes: {fault!r}") from fault
+
+
 @cache
 def stated_error(what: str) -> Error:
     """How far off speeds were; what: an engine, or training. Sources left out where that can be.

@@ -1,4 +1,4 @@
-"""A Report as text: for a terminal, and as markdown. Words carry the meaning; colour only helps."""
+"""A Report as text for a terminal. Words carry the meaning; colour only helps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from fitcheck.fit import fit
 from fitcheck.pace import cell, pace
 from fitcheck.plan import Plan
-from fitcheck.report import OUTSIDE, Moment, Phase, Report, Term
+from fitcheck.report import Moment, Report, Term
 from fitcheck.table import whole_words
 
 GIB = 2**30
@@ -290,31 +290,3 @@ def explanation(report: Report, width: int) -> list[str]:
                 head = f"  {term.role} {term.name} = {term.bytes:,} B: "
                 lines += textwrap.wrap(head + term.why, width, subsequent_indent=" " * 6)
     return lines
-
-
-def markdown(report: Report) -> str:
-    """The same answer for an issue or a chat."""
-    glyph, words = WORDS[report.verdict]
-    moment = report.peak_phase.peak
-    parts = [part for part in components(moment) if part[2] >= LEAST]
-    if rest := moment.bytes - sum(size for _, _, size in parts):
-        parts.append(("everything else", [], rest))
-    rows = "\n".join(f"| {name} | {', '.join(who)} | {gib(size)} |" for name, who, size in parts)
-    phases = "\n".join(_phase_row(phase) for phase in report.phases)
-    notes = "\n".join(f"- {label}: {text}" for label, text in facts(report))
-    advice = ""
-    if report.advice:
-        fixes = "\n".join(f"| `{f.flags}` | -{gib(f.saves)} | {f.rank} |" for f in report.advice)
-        advice = f"| {advice_title(report)} | GiB | cost |\n|---|---:|---|\n{fixes}\n\n"
-    return (
-        f"**{headline(report.plan)}**\n\n{glyph} **{words}**: {by_how_much(report)}; "
-        f"needs {gib(report.peak_bytes)} GiB in {report.peak_phase.name} ({moment.name}), "
-        f"{gib(report.usable_bytes)} GiB usable\n\n"
-        f"| at the peak | role | GiB |\n|---|---|---:|\n{rows}\n\n"
-        f"| phase | GiB | seconds |\n|---|---:|---:|\n{phases}\n\n{advice}{notes}\n"
-    )
-
-
-def _phase_row(phase: Phase) -> str:
-    size, outside = gib(phase.peak.bytes), gib(phase.peak.part(OUTSIDE))
-    return f"| {phase.name} | {size} ({outside} outside the allocator) | {cell(phase.seconds)} |"

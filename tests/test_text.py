@@ -13,6 +13,7 @@ from fitcheck import catalog, pace, text
 from fitcheck.answer import check
 from fitcheck.cli import main
 from fitcheck.difference import comparison
+from fitcheck.markdown import markdown
 from fitcheck.report import ALLOCATED, OUTSIDE, Error, Moment, Phase, Ram, Report, Term
 
 SCREENS = {
@@ -203,7 +204,7 @@ def test_the_phase_table_adds_up() -> None:
 
 def test_markdown_says_what_the_screen_says() -> None:
     report = answer(method="ppo")
-    shown = text.markdown(report)
+    shown = markdown(report)
     assert shown.startswith(f"**{text.headline(report.plan)}**")
     assert all(f"| {phase.name} |" in shown for phase in report.phases)
     assert text.gib(report.peak_bytes) in shown

@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.geometry import Size
 
 from fitcheck.advice import command
-from fitcheck.text import markdown
+from fitcheck.markdown import markdown
 from fitcheck.tui.lines import Line, Span, cut
 from fitcheck.tui.page import Page
 from fitcheck.tui.view import View
