@@ -77,6 +77,10 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
         from fitcheck import advising
 
         advising.add_parser(verbs)
+    if verb in ("compare", ""):
+        from fitcheck import comparing
+
+        comparing.add_parser(verbs)
     if verb in ("dryrun", ""):
         _add_dryrun(verbs)
     if verb in ("bench", ""):
@@ -101,7 +105,7 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
 
 
 LISTINGS = ("models", "gpus", "rewards", "methods")
-VERBS = ("check", "advise", "dryrun", "bench", "cost", *LISTINGS, "machine")
+VERBS = ("check", "advise", "compare", "dryrun", "bench", "cost", *LISTINGS, "machine")
 
 
 def _add_check(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

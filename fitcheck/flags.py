@@ -12,9 +12,12 @@ from fitcheck.rules import flag_of
 HARDWARE = ("gpu", "gpus", "nodes", "ram")
 
 
-def add_plan_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """A flag for each field of Plan but the model."""
-    parser.add_argument("--method", choices=METHODS, help=f"what runs ({METHODS[0]})")
+def add_plan_flags(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, several: bool = False
+) -> None:
+    """A flag for each field of Plan but the model. several: values by comma, checked later."""
+    choices = None if several else METHODS
+    parser.add_argument("--method", choices=choices, help=f"what runs ({METHODS[0]})")
     parser.add_argument("--gpu", help="a pretended, empty card; default: this machine's")
     parser.add_argument("--gpus", help="how many cards (1)")
     parser.add_argument("--nodes", help="how many machines (1)")
@@ -35,5 +38,10 @@ def plan_fields(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("method", *HARDWARE, *KNOBS):
         text = getattr(args, name)
         if text is not None:
-            fields[name] = text if name in ("method", "gpu") else parse(name, text)
+            fields[name] = value_of(name, text)
     return fields
+
+
+def value_of(name: str, text: str) -> Any:
+    """The value of one field, as it is typed."""
+    return text if name in ("method", "gpu") else parse(name, text)

@@ -200,6 +200,11 @@ class Plan:
 KNOBS: dict[str, Any] = {f.name: f.metadata for f in dataclasses.fields(Plan) if f.metadata}
 
 
+def used_fields(method: str, given: Mapping[str, Any]) -> frozenset[str]:
+    """The fields that a plan of this method has a use for, where these are set explicitly."""
+    return frozenset(_defaults(method, given))
+
+
 def _defaults(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The default of every field that a plan uses, given what was set explicitly."""
     values: dict[str, Any] = {"sharding": "none", "attention": "sdpa", "recipe": "plain"}

@@ -182,6 +182,7 @@ PLAN_FLAGS = (
 FROZEN_FLAGS = {
     "check": {*PLAN_FLAGS, "help", "json", "markdown", "explain"},
     "advise": {*PLAN_FLAGS, "help", "json"},
+    "compare": {*PLAN_FLAGS, "help", "json", "markdown", "pipeline", "plan"},
     "dryrun": {*PLAN_FLAGS, "help", "json", "compare", "explain", "snapshot", "html", "svg"},
     "cost": {
         *(*PLAN_FLAGS, "help", "json", "samples", "tokens", "passes"),
@@ -208,7 +209,17 @@ def test_the_flags_are_frozen(verb: str) -> None:
 
 
 def test_the_verbs_are_frozen() -> None:
-    expected = ["check", "advise", "dryrun", "bench", "models", "gpus", "rewards", "methods"]
+    expected = [
+        "check",
+        "advise",
+        "compare",
+        "dryrun",
+        "bench",
+        "models",
+        "gpus",
+        "rewards",
+        "methods",
+    ]
     expected += ["cost", "machine"]
     assert list(verbs()) == expected
 
