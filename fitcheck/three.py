@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fitcheck import worker
+from fitcheck.advice.fix import judged
 from fitcheck.decoder import covered
-from fitcheck.fit import fit
 from fitcheck.here import Here
 from fitcheck.measured import Measurement
 from fitcheck.plan import Plan
@@ -39,4 +39,4 @@ def estimated(plan: Plan) -> Report | None:
     models = (plan.model, plan.reward_architecture, plan.critic_architecture)
     if any(covered(model, plan.tuning or "") for model in models if model is not None):
         return None
-    return fit(plan)
+    return judged(plan)

@@ -16,6 +16,7 @@ from typing import Any
 
 from fitcheck import kernels
 from fitcheck.bench.allocator import Allocator
+from fitcheck.bench.device import expandable
 from fitcheck.bench.replay import Replay, replay
 from fitcheck.bench.samples import Sample, samples
 from fitcheck.bench.snapshot import write_snapshot
@@ -43,13 +44,17 @@ def dry_run(
 ) -> tuple[Report, Trace]:
     """The Report of a traced step, and the trace; FitCheckError for a model that cannot be built.
 
+    Expandable segments are replayed where PYTORCH_ALLOC_CONF asks for them, as a run here would.
     progress: called with the name of each phase as it begins to be traced.
     """
     traced = trace(plan, progress=progress)
-    free = replay(traced.events, Allocator(), traced.marks, traced.rounds)
+    settings = expandable()
+    free = replay(
+        traced.events, Allocator(expandable_segments=settings), traced.marks, traced.rounds
+    )
     outcome = Outcome("fits", 0, None)
     if free.peak_reserved > limit(plan):  # else the same replay would end the same
-        outcome = under_limit(traced, limit(plan))
+        outcome = under_limit(traced, limit(plan), settings)
     said = [*notes(plan), *_said(plan, traced, outcome)]
     phases = timed(plan, tuple(_phases(traced, free)))
     report = Report(
@@ -110,9 +115,10 @@ def outside_guess(plan: Plan) -> int:
     return kernels.CONTEXT if plan.gpu.vendor != "apple" else 0
 
 
-def under_limit(traced: Trace, limit_bytes: int, expandable: bool = False) -> Outcome:
+def under_limit(traced: Trace, limit_bytes: int, segments: bool = False) -> Outcome:
     """The sharp question, asked of the allocator itself."""
-    allocator = Allocator(limit_bytes, expandable_segments=expandable)
+    whole = max(limit_bytes, traced.plan.gpu.usable_memory().total_bytes)
+    allocator = Allocator(limit_bytes, total_bytes=whole, expandable_segments=segments)
     result = replay(traced.events, allocator, traced.marks, traced.rounds)
     if result.oom is not None:
         return Outcome("does-not-fit", result.retries, result.oom)

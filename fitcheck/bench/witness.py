@@ -38,7 +38,7 @@ class Witness:
         if self.limit_bytes is not None:
             free = min(free, self.limit_bytes - torch.cuda.memory_reserved(device))
         node = torch._C._current_autograd_node()
-        self.seen = (self._operator(sys._getframe(1), node), requested, max(0, free))
+        self.seen = (self._operator(sys._getframe().f_back, node), requested, max(0, free))
 
     def _operator(self, frame: FrameType | None, node: object) -> str:
         """The call in Python that led to it, or autograd's node; and the module that ran."""
