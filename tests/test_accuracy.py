@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fitcheck import accuracy, catalog, files
+from fitcheck import accuracy, archive, catalog, files
 from fitcheck.decoder import Decoder
 from fitcheck.errors import FitCheckError
 from fitcheck.kernels import cublas_workspace
@@ -29,14 +29,26 @@ def found() -> list[accuracy.Comparison]:
 
 def test_whole_steps(found: list[accuracy.Comparison]) -> None:
     print(f"\n{accuracy.table(found)}")
-    errors = [abs(c.error) for c in found if not c.missing]
+    errors = [abs(e) for c in found if (e := c.error("estimate")) is not None]
     assert max(errors) <= 0.05
     assert median(errors) <= 0.02
+    traced = [abs(e) for c in found if (e := c.error("dry-run")) is not None]
+    assert max(traced, default=0) <= 0.02
+
+
+def test_outcomes(found: list[accuracy.Comparison]) -> None:
+    """No run that was said to fit failed, and the dry run foresaw what happened."""
+    assert accuracy.wrong_outcomes(found) == []
 
 
 def test_no_run_is_dropped(found: list[accuracy.Comparison]) -> None:
-    recorded = [f"{name} {run['id']}" for name, run in accuracy.rows("runs")]
-    assert [c.run for c in found] == recorded
+    recorded = [
+        f"{name} {run.id}"
+        for name, content in accuracy.contents()
+        for run in content.runs
+        if content.source != archive.SOURCE
+    ]
+    assert [c.run for c in found if c.published] == recorded
     assert len(recorded) == 11
     shown = accuracy.table(found)
     assert all(c.run in shown for c in found)
@@ -104,7 +116,7 @@ def test_the_readme_shows_this_table(found: list[accuracy.Comparison]) -> None:
 
 def test_the_percentile_is_a_run(found: list[accuracy.Comparison]) -> None:
     runs = [
-        replace(found[0], missing="", measured_bytes=100, predicted_bytes=100 + n)
+        replace(found[0], missing="", measured_bytes=100, predicted={"estimate": 100 + n})
         for n in range(20)
     ]
     summary = accuracy.summary(runs)["estimate"]["sft"]
@@ -117,9 +129,59 @@ def test_the_percentile_is_a_run(found: list[accuracy.Comparison]) -> None:
 def test_what_is_not_covered_is_shown_and_counts_for_nothing(
     found: list[accuracy.Comparison],
 ) -> None:
-    missing = replace(found[0], predicted_bytes=None, missing="the architecture x")
+    missing = replace(found[0], predicted={}, missing="the architecture x")
     assert accuracy.summary([missing]) == {"estimate": {}}
     assert "| - | not covered: the architecture x |" in accuracy.table([missing])
+
+
+RECORDED = {  # what `fitcheck bench --save` writes of one run: its measurement and its verdicts
+    **{"source": "fitcheck bench", "checked": "2026-11-27", "rung": "measured"},
+    **{"card": "NVIDIA H100 80GB HBM3", "versions": {"torch": "2.13.0"}},
+}
+
+
+def recorded(number: int, measured: dict[str, Any], verdict: str) -> str:
+    plan = {"model": "qwen2.5-0.5b", "gpu": "h100", "method": "ppo", "batch": number}
+    traced = {"verdict": verdict, "allocated_bytes": 990, "reserved_bytes": 1100}
+    run = {
+        **{"id": 1, "plan": plan, "measured": measured},
+        "predicted": {"dry-run": {**traced, "peak_bytes": 1200, "phases": {}}},
+    }
+    return json.dumps({**RECORDED, "runs": [run]})
+
+
+def test_own_measurements_count_on_both_rungs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("models", "gpus", "reward_models.json"):
+        (tmp_path / name).symlink_to(Path(catalog.ROOT, name))
+    (tmp_path / "measurements").mkdir()
+    runs = {
+        "a": recorded(1, {"allocated_bytes": 1000, "outcome": "fits"}, "fits"),
+        "b": recorded(2, {"outcome": "does-not-fit"}, "does-not-fit"),
+        "c": recorded(3, {"allocated_bytes": 900, "outcome": "tight"}, "fits"),
+        "d": recorded(4, {"allocated_bytes": 1, "outcome": "fits"}, "fits").replace(
+            '"rung": "measured"', '"rung": "counted"'
+        ),
+        "e": recorded(5, {"outcome": "does-not-fit"}, "fits"),
+    }
+    for name, text in runs.items():
+        (tmp_path / "measurements" / f"{name}.json").write_text(text)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    found = accuracy.comparisons()
+    assert [c.run for c in found] == ["a", "b", "c", "e"]  # counted on a CPU: no evidence
+    traced = accuracy.summary(found)["dry-run"]["ppo"]
+    assert (traced["relative"], traced["n"]) == (0.1, 2)
+    assert traced["basis"] == "peak allocated of 2 ppo runs on an H100 80GB HBM3"
+    assert accuracy.summary(found)["estimate"]["ppo"]["n"] == 2
+    assert accuracy.wrong_outcomes(found) == [
+        "b: the estimate said it fits",
+        "c: tight, the dry run said fits",
+        "e: the estimate said it fits",
+        "e: does-not-fit, the dry run said fits",
+    ]
+    assert "| dry run GB | error |" in accuracy.table(found)
+    assert "does-not-fit |" in accuracy.table(found)
 
 
 def test_a_report_states_it(found: list[accuracy.Comparison]) -> None:
@@ -137,7 +199,7 @@ def test_write(
 ) -> None:
     folder = tmp_path / "catalog"
     folder.mkdir()
-    comparison = accuracy.Comparison("a 1", "M", "sft", "lora", 100, 101)
+    comparison = accuracy.Comparison("a 1", "M", "sft", "lora", 100, {"estimate": 101}, card="T4")
     monkeypatch.setattr(files, "ROOT", folder)
     monkeypatch.setattr(accuracy, "comparisons", lambda: [comparison])
     monkeypatch.setattr("sys.argv", ["accuracy", "--write"])
@@ -158,11 +220,19 @@ def test_write(
 
 # --- untrusted files ---
 
-RUN = {
+RUN: dict[str, Any] = {
     "id": 1,
     "plan": {"model": "llama-3.1-8b", "gpu": "a100 80", "method": "sft", "tuning": "lora"},
     "measured": {"allocated_bytes": 1},
 }
+
+
+HEAD = {"source": "a test", "checked": "today", "rung": "measured"}
+
+
+def of(run: Any) -> str:
+    """A file with one run."""
+    return json.dumps({**HEAD, "runs": [run]})
 
 
 @pytest.mark.parametrize(
@@ -171,17 +241,15 @@ RUN = {
         ("{", "Expecting property name"),
         ("[]", "no object with runs"),
         ("{}", "no object with runs"),
-        ('{"runs": 1}', "'runs' is not a list of rows"),
-        ('{"runs": [1]}', "'runs' is not a list of rows"),
+        (json.dumps({**HEAD, "runs": 1}), "runs: Input should be a valid array"),
+        (of(1), "runs.0: Input should be an object"),
         ("[" * 100_000, "is not a measurement file"),
         ('{"runs": [], "x": "' + "x" * 2**22 + '"}', "larger than 4 MiB"),
-        (json.dumps({"runs": [{}]}), "allocated_bytes cannot be None"),
-        (json.dumps({"runs": [{**RUN, "measured": 3}]}), "allocated_bytes cannot be None"),
-        (json.dumps({"runs": [{**RUN, "measured": {"allocated_bytes": "8"}}]}), "cannot be '8'"),
-        (json.dumps({"runs": [{**RUN, "measured": {"allocated_bytes": 0}}]}), "cannot be 0"),
-        (json.dumps({"runs": [{**RUN, "plan": []}]}), "run odd 1: this is not a plan"),
-        (json.dumps({"runs": [{**RUN, "plan": {"model": "no-such"}}]}), "run odd 1: no model"),
-        (json.dumps({"runs": [{**RUN, "plan": {**RUN["plan"], "x": 1}}]}), "no field 'x'"),  # type: ignore[dict-item]
+        (of({}), "runs.0.id: Field required"),
+        (of({**RUN, "measured": {}}), "neither allocated_bytes nor an outcome"),
+        (of({**RUN, "plan": {}}), "run odd 1: this is not a plan"),
+        (of({**RUN, "plan": {"model": "no-such"}}), "run odd 1: no model"),
+        (of({**RUN, "plan": {**RUN["plan"], "x": 1}}), "no field 'x'"),
     ],
 )  # fmt: skip
 def test_an_odd_measurement_file_is_an_error(
