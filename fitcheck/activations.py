@@ -118,15 +118,15 @@ class Stage(NamedTuple):
 
 
 @lru_cache(maxsize=8192)
-def inference_peak(model: Model, setting: Setting, shape: Shape, head: str) -> tuple[int, int]:
-    """(largest working memory of the layers, of the head) in a pass without gradients."""
+def inference_peak(model: Model, setting: Setting, shape: Shape, head: str) -> tuple[int, int, int]:
+    """In a pass without gradients: casts of the layers' weights that stay, and beside them the
+    largest working memory of the layers, of the head."""
     casts = largest = 0
     for count, kind, piece in groups(model, setting, shape.length):
         peak, cached = forward_peak(model, kind, shape, piece)
         largest = max(largest, peak - cached)
         casts += count * cached
-    peak, cached = forward_peak(model, setting, shape, head)
-    return casts + largest, casts + peak
+    return casts, largest, forward_peak(model, setting, shape, head)[0]
 
 
 class Layers(NamedTuple):

@@ -83,8 +83,10 @@ class Scene:
     ) -> Phase:
         """A pass without gradients: its layers, then its head."""
         model, how = _alike(self.roles[role].model), self.setting(role, adapters)
-        layers, ends = activations.inference_peak(model, how, shape, head)
+        casts, layers, ends = activations.inference_peak(model, how, shape, head)
         stays = (*self.resident(phase), *extra, *_mask(how, shape))
+        if casts:
+            stays += (Term("autocast copies", role, casts, "16-bit casts of fp32 weights, cached"),)
         what = (model, how, shape)
         running = Term(
             *("layer activations", role, layers),

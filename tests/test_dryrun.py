@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fitcheck import FitCheckError, check, resolve, worker
+from fitcheck import FitCheckError, check, fit, resolve, worker
 from fitcheck.cli import main
+from fitcheck.difference import comparison, fullest
 from fitcheck.report import ALLOCATED, Report
 
 SMALL = ["smollm2-135m", "--method", "sft", "--sequence", "256", "--batch", "2"]
@@ -54,3 +56,42 @@ def test_a_file_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_p
     assert main(["dryrun", *SMALL, "--gpu", "4090", f"--svg={tmp_path / 'no' / 'x.svg'}"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: cannot write")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"method": "ppo", "prompt": 256, "response": 128, "batch": 4},
+        {"method": "sft", "tuning": "lora", "sequence": 512, "checkpointing": False},
+        {"method": "inference", "concurrency": 4, "context": 2048},
+    ],
+    ids=lambda wishes: str(wishes["method"]),
+)
+def test_terms_are_those_of_the_estimate(wishes: dict[str, Any]) -> None:
+    """Of one name, one role and about one size: 1 % of the phase, which a term is part of."""
+    from fitcheck.bench.dryrun import dry_run
+
+    plan = resolve("smollm2-135m", gpu="4090", **wishes)
+    traced = {phase.name: phase for phase in dry_run(plan)[0].phases}
+    for phase in fit(plan).phases:
+        guess, seen = (
+            {(t.role, t.name): t.bytes for t in fullest(p).terms if t.place == ALLOCATED}
+            for p in (phase, traced[phase.name])
+        )
+        for key in guess.keys() | seen.keys():
+            if key[1] not in LOOSE and not (phase.name == "load" and key[0] == "card"):
+                off = abs(guess.get(key, 0) - seen.get(key, 0))
+                assert off < 0.01 * fullest(phase).bytes, (phase.name, key)
+
+
+LOOSE = ("allocator rounding", "gradients", "logits")  # at a near tie of two moments of backward
+
+
+def test_comparison_goes_term_by_term() -> None:
+    plan = resolve("gpt2", gpu="4090", method="sft", sequence=256)
+    report = fit(plan)
+    lines = comparison(report, report).splitlines()
+    assert "  policy gradients" in "\n".join(lines)
+    assert lines[-1].startswith("whole step")
+    assert all(line.endswith(("+0.00 %", " -")) for line in lines[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -143,10 +144,16 @@ def test_who_holds_a_peak(rollout: tracing.Trace) -> None:
         sizes[name] = -(-size // 512) * 512
     assert sum(held.values()) == sum(sizes.values())
     weights = 2 * rollout.plan.model.params
-    named = {(h.role, h.kind): size for h, size in held.items() if h.role}
+    named: Counter[tuple[str, str]] = Counter()
+    for holder, size in held.items():
+        named[holder.role, holder.kind] += size
     assert named["policy", "weights"] == pytest.approx(weights, rel=1e-4)  # blocks of 512 bytes
     assert named["reference", "weights"] == named["policy", "weights"]
-    assert named["policy", "optimizer states"] == 2 * named["policy", "weights"]
+    assert named["policy", "optimizer states"] == pytest.approx(2 * weights, rel=1e-4)
+    embedding = 2 * rollout.plan.model.params_embedding  # its gradient is not summed up yet
+    assert named["policy", "embedding gradient"] == embedding
+    # All others' and the tied head's own, in 16 bits.
+    assert named["policy", "gradients"] == pytest.approx(weights + embedding, rel=1e-3)
 
 
 def test_allocations_name_their_module(rollout: tracing.Trace) -> None:

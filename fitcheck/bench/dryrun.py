@@ -165,7 +165,7 @@ def _phases(traced: Trace, free: Replay) -> list[Phase]:
     for phase in (p for p in peaks if p in holders):
         allocated, reserved = peaks[phase]
         terms = [
-            Term(kind_of(holder.kind), holder.role or "step", size, holder.what or "traced")
+            Term(holder.kind, holder.role, size, holder.what or "traced")
             for holder, size in sorted(holders[phase].items(), key=lambda item: -item[1])
         ]
         rest = allocated - sum(term.bytes for term in terms)
@@ -176,11 +176,6 @@ def _phases(traced: Trace, free: Replay) -> list[Phase]:
         )
         found.append(Phase(phase, (Moment("largest", tuple(merged(terms))),)))
     return found
-
-
-def kind_of(kind: str) -> str:
-    """What is not weights, gradients or states is named after the phase that made it."""
-    return kind if "." not in kind else f"made in {kind}"
 
 
 def merged(terms: list[Term]) -> list[Term]:

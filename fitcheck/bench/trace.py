@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fitcheck import kernels
 from fitcheck.bench import loops, operators, roles, steps
 from fitcheck.bench.attention import as_on_cuda, implementation
+from fitcheck.bench.naming import Holder, Made, Names
 from fitcheck.bench.recorder import Recorder
 from fitcheck.bench.replay import Rounds
 from fitcheck.bench.tracer import Tracer
@@ -33,14 +34,6 @@ BLOCK = 512  # the allocator's smallest block
 NOWHERE = "-"  # between phases
 
 
-class Holder(NamedTuple):
-    """Whose memory it is, what it is, and the operator that made it."""
-
-    role: str
-    kind: str
-    what: str
-
-
 @dataclass(slots=True)
 class Trace:
     """Every allocation of a plan's steps, in order; ids name allocations."""
@@ -51,6 +44,7 @@ class Trace:
     made_by: list[Any]  # by id: the operator
     where: list[str]  # by id: the module that ran
     lasting: dict[int, Holder]  # by id: weights, gradients, optimizer states
+    weights: set[int]  # how many elements they have
     starts: list[int] = field(default_factory=list)  # where each step begins, in events
     rounds: list[Rounds] = field(default_factory=list)  # of loops, that were not traced
 
@@ -83,27 +77,36 @@ class Trace:
 
     def held(self, indices: Sequence[int]) -> list[dict[Holder, int]]:
         """Who holds how many bytes just after each of these events (in order)."""
-        alive: dict[int, tuple[int, str]] = {}
+        alive: dict[int, tuple[int, str, int]] = {}  # id -> bytes, phase, its first event
         result: list[dict[Holder, int]] = []
         wanted = iter([*indices, -1])
         index = next(wanted)
         for begin, end, _, phase in self.phases():
+            seen = []
             for i in range(begin, end):
                 size, name = self.events[i]
                 if size > 0:
-                    alive[name] = (-(-size // BLOCK) * BLOCK, phase)
+                    alive[name] = (size, phase, begin)
                 elif size == 0:
                     del alive[name]
                 if i == index:
-                    result.append(self._grouped(alive))
+                    seen.append(alive.copy())
                     index = next(wanted)
+            result += [self._grouped(moment, alive, begin) for moment in seen]
         return result
 
-    def _grouped(self, alive: dict[int, tuple[int, str]]) -> dict[Holder, int]:
-        groups: dict[Holder, int] = {}
-        for name, (size, phase) in alive.items():
-            holder = self.lasting.get(name) or Holder("", phase, str(self.made_by[name]))
-            groups[holder] = groups.get(holder, 0) + size
+    def _grouped(
+        self, moment: dict[int, tuple[int, str, int]], later: Container[int], begin: int
+    ) -> dict[Holder, int]:
+        """What is alive at a moment of the stretch that begins there, and `later` at its end."""
+        names, groups = Names(self.plan, self.weights), dict[Holder, int]()
+        for name, (size, phase, born) in moment.items():
+            holder = self.lasting.get(name)
+            if holder is None:
+                kept = born < begin or name in later
+                made = Made(str(self.made_by[name]), self.where[name], phase, size, kept)
+                holder = names.of(made)
+            groups[holder] = groups.get(holder, 0) - (-size // BLOCK) * BLOCK
         return groups
 
     def maker(self, name: int) -> str:
@@ -125,7 +128,8 @@ def trace(
     tracer = Tracer(card)
     recorder = TraceRecorder(tracer, progress)
     result = Trace(
-        plan, tracer.events, recorder.marks, tracer.made_by, tracer.where, recorder.lasting
+        *(plan, tracer.events, recorder.marks, tracer.made_by, tracer.where),
+        *(recorder.lasting, recorder.weights),
     )
     with ExitStack() as stack:
         on_card = as_on_cuda(card.capability), operators.foreach_kernels()
@@ -155,6 +159,7 @@ class TraceRecorder(Recorder):
         self.marks: list[tuple[int, str]] = []
         self.rounds: list[Rounds] = []
         self.lasting: dict[int, Holder] = {}
+        self.weights: set[int] = set()  # how many elements they have
         self.parameters: dict[str, list[nn.Parameter]] = {}  # by role
         self.steps = 0  # of the plan, begun so far
         self.updates = 0  # of an optimizer, done so far
@@ -213,9 +218,12 @@ class TraceRecorder(Recorder):
     def label_weights(self) -> None:
         for role in ("policy", "reference", "reward", "critic", "value_head"):
             if isinstance(module := getattr(self.roles, role), nn.Module):
-                self._label(role, "weights", module.parameters())
-                self._label(role, "buffers", module.buffers())
-                self.parameters[role] = list(module.parameters())
+                owner = "policy" if role == "value_head" else role
+                adapters = [p for path, p in module.named_parameters() if "lora_" in path]
+                self._label(owner, "adapters", adapters)
+                self._label(owner, "weights", (*module.parameters(), *module.buffers()))
+                self.parameters[owner] = [*self.parameters.get(owner, ()), *module.parameters()]
+                self.weights |= {p.numel() for p in module.parameters()}
         self._label_states()
 
     def _label_states(self) -> None:
@@ -223,7 +231,7 @@ class TraceRecorder(Recorder):
             training = getattr(self.roles, name)
             for optimizer in _optimizers(training and training.optimizer):
                 masters = getattr(optimizer, "copies", ())
-                self._label(name.partition("_")[0], "master weights", masters)
+                self._label(name.partition("_")[0], "optimizer states", masters)
                 states = getattr(optimizer, "state", {}).values()
                 tensors = (value for state in states for value in state.values())
                 self._label(name.partition("_")[0], "optimizer states", tensors)
