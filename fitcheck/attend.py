@@ -173,12 +173,13 @@ class Attend(Rope):
             v = tape.op("repeat_kv", [v], v.bytes * copies, 4)
             copies = 1
         scaled = self.scale(k)
-        apart = 0 if self.past else 1  # what a cache gives lies in one piece
-        scores = self.scores(scaled_q, scaled, self.tokens * heads * reach, apart * copies, 4)
+        # What a cache gives lies in one piece, but not a head that is seen as several.
+        written = copies if copies > 1 or not self.past else 0
+        scores = self.scores(scaled_q, scaled, self.tokens * heads * reach, written, 4)
         del scaled
         weights = self.keeping_output("softmax", scores, temporary=scores.bytes)
         Buffer(tape, scores.bytes // 4, 1, None, "rows that are masked")  # _safe_softmax
         del scores, mask
         width = v.bytes // 4 // self.reach * copies
-        result = self.weigh(weights, v, width, 0 if grouped else apart * copies, 4)
+        result = self.weigh(weights, v, width, 0 if grouped else written, 4)
         return self.cast(self.copy("contiguous", result), c)

@@ -22,6 +22,7 @@ from fitcheck.catalog import find_gpu, find_model
 from fitcheck.model import Model
 from fitcheck.plan import Plan
 from fitcheck.report import ALLOCATED, Report
+from fitcheck.weights import weights
 
 CARD = "NVIDIA A100-SXM4-80GB"
 # What a plan of each method is given, twice: few long sequences, and many short ones.
@@ -80,8 +81,10 @@ def shortened(name: str, layers: int) -> Model:
     """A model of the catalog with fewer layers, and the parameters and caches it then has."""
     model = find_model(name)
     moe = model.moe
-    if moe is not None and moe.first_k_dense:
-        moe = moe._replace(first_k_dense=1)
+    dense = 1 if moe is not None and (moe.dense_layers or moe.first_k_dense) else 0
+    if moe is not None:
+        first = dense if moe.first_k_dense else moe.first_k_dense
+        moe = moe._replace(moe_layers=layers - dense, dense_layers=dense, first_k_dense=first)
     cut = replace(model, num_layers=layers, layer_type_counts=None, moe=moe, params=0)
     config = config_from(cut)
     with torch.device("meta"):
@@ -95,9 +98,7 @@ def shortened(name: str, layers: int) -> Model:
         kv_cache_groups=tuple(g._replace(layers=n) for g, n in zip(groups, counted, strict=True)),
         layer_type_counts=dict(kinds) if len(groups) > 1 else None,
     )
-    if moe is not None:
-        dense = moe.first_k_dense or 0
-        cut = replace(cut, moe=moe._replace(moe_layers=layers - dense, dense_layers=dense))
+    assert sum(weight.params for weight in weights(cut)) == params
     return cut
 
 

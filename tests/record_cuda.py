@@ -199,7 +199,26 @@ def _meeting_gradients(device: str) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(out, x, gradient, retain_graph=True)
 
 
+def _one_head(tokens: int, keys: int, back: bool = False) -> Callable[[str], Callable[[], Any]]:
+    """Queries of eight heads on one head of keys, without enable_gqa: Falcon's attention."""
+
+    def case(device: str) -> Callable[[], Any]:
+        query, key = _on(device, 4, 8, tokens, 64), _on(device, 4, 1, keys, 64)
+        mask = _on(device, 4, 1, tokens, keys)
+        inputs = [x.requires_grad_(back) for x in (query, key, torch.empty_like(key))]
+        if not back:
+            return lambda: F.scaled_dot_product_attention(*inputs, mask)
+        out = F.scaled_dot_product_attention(*inputs, mask)
+        gradient = torch.empty_like(out)
+        return lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True)
+
+    return case
+
+
 OPERATORS: dict[str, Callable[[str], Callable[[], Any]]] = {
+    "one head of keys, one token": _one_head(1, 200),
+    "one head of keys": _one_head(200, 200),
+    "one head of keys, backward": _one_head(200, 200, back=True),
     "sum of a norm's gradient, bf16": _sum(2, 512, 1024, dims=(0, 1)),
     "sum over 4096 tokens": _sum(4096, 4096, dims=0),
     "sum over tokens, fp32": _sum(1, 2048, 896, dims=(0, 1), dtype=fp32),

@@ -106,7 +106,8 @@ def as_on_cuda(capability: tuple[int, int]) -> Iterator[None]:
             return handle_torch_function(own, tensors, *tensors, **options)
         if not query.is_meta:
             return real(*tensors, **options, scale=scale, enable_gqa=enable_gqa)
-        return _attention(capability, *tensors, attn_mask, dropout_p, is_causal, scale)
+        options |= {"scale": scale, "enable_gqa": enable_gqa}
+        return _attention(capability, *tensors, **options)
 
     functions: Any = F
     softmax = functions.softmax
@@ -133,17 +134,19 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    causal: bool,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
     scale: float | None,
+    enable_gqa: bool,
 ) -> Tensor:
     """at::scaled_dot_product_attention with the device's choice made by `kernel`."""
+    mask, dropout, causal = attn_mask, dropout_p, is_causal
     chosen = kernel(capability, query, key, value, mask is not None, causal)
     if mask is not None and mask.dtype == torch.bool:
         mask = _additive(mask, query.dtype)
     if chosen == MATH:
-        return _math(query, key, value, mask, dropout, causal, scale)
+        return _math(query, key, value, mask, dropout, causal, scale, enable_gqa)
     if chosen == FLASH:
         if scale is None:
             scale = query.shape[-1] ** -0.5
@@ -174,9 +177,11 @@ def _math(
     dropout: float,
     causal: bool,
     scale: float | None,
+    grouped: bool,
 ) -> Tensor:
     """_scaled_dot_product_attention_math of attention.cpp.
 
+    Ungrouped, a single head of keys is seen by all queries, and torch.matmul copies it for each.
     Its own code, since PyTorch adds the mask out of place while a dispatch mode is active.
     """
     dtype, tokens, keys = query.dtype, query.shape[-2], key.shape[-2]
@@ -189,7 +194,7 @@ def _math(
         del every
     _, key, value = wide
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    if grouped and groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = torch.matmul(query, key.transpose(-2, -1) * root)
     if mask is not None:
