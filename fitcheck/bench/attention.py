@@ -99,7 +99,8 @@ def as_on_cuda(capability: tuple[int, int]) -> Iterator[None]:
         enable_gqa: bool = False,
     ) -> Any:
         tensors = (query, key, value)
-        options = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal}
+        options: dict[str, Any] = {"attn_mask": attn_mask, "dropout_p": dropout_p}
+        options["is_causal"] = is_causal
         if torch._C._is_torch_function_mode_enabled():  # mixed precision on meta casts here
             own: Any = scaled_dot_product_attention
             options |= {"scale": scale, "enable_gqa": enable_gqa}
