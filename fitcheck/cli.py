@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from fitcheck import __version__
@@ -158,7 +158,12 @@ def run_dryrun(args: argparse.Namespace) -> int:
 
     plan = resolve(args.model, **plan_fields(args))
     options = [f"--{name}={getattr(args, name)}" for name in FILES if getattr(args, name)]
-    report = worker.dry_run(plan, options, _progress(plan))
+    bar = worker.Bar(_phases(plan)) if sys.stderr.isatty() else None
+    try:
+        report = worker.dry_run(plan, options, bar)
+    finally:
+        if bar:
+            bar.clear()
     if args.json:
         print(json.dumps(report.to_json(), ensure_ascii=False, indent=1))
     elif args.compare:
@@ -170,16 +175,14 @@ def run_dryrun(args: argparse.Namespace) -> int:
     return 1 if report.verdict == "does-not-fit" else 0
 
 
-def _progress(plan: Plan) -> Callable[[str], None] | None:
-    """A line on standard error that says which phase is traced; nothing where nobody watches."""
-    if not sys.stderr.isatty():
-        return None
+def _phases(plan: Plan) -> list[str]:
+    """The phases of a step, in order; none where only a dry run knows them."""
+    from fitcheck.fit import fit
 
-    def show(phase: str) -> None:
-        sys.stderr.write(f"\r\x1b[Ktracing {plan.method} of {plan.model.name}: {phase}")
-        sys.stderr.flush()
-
-    return show
+    try:
+        return [phase.name for phase in fit(plan).phases]
+    except FitCheckError:
+        return []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -95,3 +95,15 @@ def test_comparison_goes_term_by_term() -> None:
     assert "  policy gradients" in "\n".join(lines)
     assert lines[-1].startswith("whole step")
     assert all(line.endswith(("+0.00 %", " -")) for line in lines[1:])
+
+
+def test_the_bar_never_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = worker.Bar(["load", "rollout", "forward", "backward", "step"])
+    micro = ["forward", "backward"] * 2
+    said = ["load", *(["rollout", *micro, "step"] * 2)]
+    shares = [bar.share(phase) for phase in said]
+    assert shares == sorted(shares) and shares[0] == 0
+    assert shares[said.index("step")] == 3 / 8 and shares[-1] == 7 / 8
+    bar("step")
+    bar.clear()
+    assert capsys.readouterr().err.endswith("tracing step\r\x1b[K")
