@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.engine_samples import eager_samples, graphs_samples, training_launches
 from benchmarks.speed_samples import (
     BORROWED,
     CEILINGS,
@@ -25,8 +26,6 @@ from benchmarks.speed_samples import (
     cache_group,
     decode_group,
     decode_samples,
-    eager_samples,
-    graphs_samples,
     layer_group,
     prefill_group,
     prefill_samples,
@@ -245,11 +244,13 @@ def content(found: dict[str, Result]) -> dict[str, Any]:
                 "bandwidth": _share(graphs["bandwidth"]),
                 "layer": _round(graphs["layer"]),
                 "layer_nf4": _round(graphs["layer"]),
+                "backward": 0.0,
             },
             "eager": {
                 "bandwidth": _share(graphs["bandwidth"]),
                 "layer": _round(eager["layer"]),
                 "layer_nf4": _round(eager["layer nf4"]),
+                "backward": _round(training_launches() / eager["layer"] - 1),
             },
         },
         "training": {

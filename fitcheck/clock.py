@@ -174,7 +174,7 @@ class Clock:
         seconds = pass_seconds(
             self.gpu, plan.compute_dtype, work, (1 + again) * read * micro, traffic
         )
-        seconds = self.launched(seconds, role, (1 + again) * micro)
+        seconds = self.launched(seconds, role, (engine("eager").backward + again) * micro)
         if self.has_logits(role):
             again = 0 if plan.loss == "full" else 1
             positions = self.positions(rows, length)

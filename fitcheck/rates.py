@@ -41,11 +41,16 @@ class Rates(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """An engine whose constants no hardware class changes: share of bandwidth, seconds a layer."""
+    """An engine whose constants no hardware class changes.
+
+    bandwidth: the share it reaches. layer: the host's seconds for a layer's launches, layer_nf4
+    with bitsandbytes' four bits; backward: how many forwards' launches a backward takes.
+    """
 
     bandwidth: float
     layer: float
     layer_nf4: float
+    backward: float
 
 
 class Training(NamedTuple):
