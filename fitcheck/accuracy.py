@@ -19,6 +19,7 @@ from typing import Any
 
 from fitcheck import archive, files
 from fitcheck.errors import FitCheckError
+from fitcheck.timings import SOURCE
 
 PERCENTILE = 95
 MARKS = ("<!-- accuracy -->", "<!-- /accuracy -->")  # around the table in the README
@@ -78,7 +79,7 @@ def _compared(file: str, content: archive.File, run: archive.RunRow) -> Comparis
     from fitcheck.answer import plan_from
     from fitcheck.decoder import covered
 
-    own = content.source == archive.SOURCE
+    own = content.source == SOURCE
     name = file if own else f"{file} {run.id}"
     measured = run.measured
     if measured.allocated_bytes is None and measured.outcome is None:

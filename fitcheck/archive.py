@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,15 +19,15 @@ from typing import Annotated, Any, Literal
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fitcheck import catalog, files
+from fitcheck import catalog, timings
 from fitcheck.errors import FitCheckError
 from fitcheck.measured import Measurement
 from fitcheck.plan import Plan
 from fitcheck.report import ALLOCATED, Report
+from fitcheck.timings import SOURCE, slug
 
 LARGEST_FILE = 4 * 2**20
 MOST_RUNS = 10_000
-SOURCE = "fitcheck bench"
 
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
 Size = Annotated[int, Field(gt=0, le=2**50)]
@@ -211,8 +210,7 @@ def _check_public(plan: Plan) -> None:
 
 def folder() -> Path:
     """Where measurements are kept: in a checkout its catalog, else the user's data folder."""
-    installed = Path(files.HERE, "catalog").is_dir()
-    return own_folder() / "measurements" if installed else Path(files.ROOT, "measurements")
+    return Path(timings.folder())
 
 
 def own_folder() -> Path:
@@ -228,11 +226,6 @@ def save(content: File, target: Path | None = None) -> Path:
     path = (target or folder()) / f"{slug('-'.join(words))}.json"
     write(content, path)
     return path
-
-
-def slug(text: str) -> str:
-    """Words as part of a file's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 def write(content: File, path: Path) -> None:

@@ -21,6 +21,7 @@ from fitcheck.measured import Measurement
 from fitcheck.plan import Plan
 from fitcheck.report import Report
 from fitcheck.three import estimated
+from fitcheck.timings import slug
 
 LEAST = 20.0  # seconds: no run is begun with less left
 SIZES = (
@@ -153,7 +154,7 @@ def _name(case: Case, plan: Plan) -> str:
     words = [plan.method, plan.model.name, plan.tuning, plan.precision, case.edge]
     words.append("expandable" if case.expandable else "")
     text = "-".join([*filter(None, words), hashlib.sha256(key.encode()).hexdigest()[:8]])
-    return archive.slug(f"{plan.gpu.name}-{text}")
+    return slug(f"{plan.gpu.name}-{text}")
 
 
 def row(path: Path) -> Row:

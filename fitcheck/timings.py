@@ -31,6 +31,8 @@ def with_timings(report: Report) -> Report:
     if found is None:
         return report
     seconds, date = found
+    if not {phase.name for phase in report.phases} - {"load"} <= seconds.keys():
+        return report  # half measured, half guessed would be neither
     phases = tuple([p._replace(seconds=seconds.get(p.name, p.seconds)) for p in report.phases])
     speed = measured_speed(report.plan, phases, f"{SOURCE}, {date}")
     return replace(report, phases=phases, speed=speed) if speed else report
@@ -99,7 +101,7 @@ def _is_of(recorded: Any, plan: Plan) -> bool:
 
 def _seconds(measured: Any) -> dict[str, float]:
     """Seconds of the phases of a run that came to its end; none of any other."""
-    if not isinstance(measured, Mapping) or measured.get("oom") is not None:
+    if not isinstance(measured, Mapping) or measured.get("oom") or measured.get("steps") == 0:
         return {}
     found = {}
     for row in measured.get("phases") or ():

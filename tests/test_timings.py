@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from fitcheck import files, pace, timings
+from fitcheck import archive, files, pace, timings
 from fitcheck.answer import check
-from fitcheck.report import Report
+from fitcheck.measured import Measurement, Reading, Run
+from fitcheck.report import Moment, Phase, Report, Term
 
 WISHES: dict[str, Any] = {"method": "sft", "gpu": "4090", "tuning": "lora", "batch": 4}
 SECONDS = {"load": 9.0, "update.forward": 1.0, "update.loss": 0.5, "update.backward": 2.0}
@@ -65,6 +66,28 @@ def test_a_record_replaces_the_estimate_and_says_so(saved: Path) -> None:
     assert pace.pace(report).endswith("measured (fitcheck bench, 2026-11-20)")
     assert report.to_json()["speed"]["source"] == "measured"
     assert report.peak_bytes == guess.peak_bytes
+
+
+def test_what_bench_saves_is_found(saved: Path) -> None:
+    plan, ram = answer().plan, answer().ram
+    readings = tuple(Reading(name, value, *[2**20] * 4) for name, value in SECONDS.items())
+    terms = (Term("tensors", "step", 2**20, ""),)
+    phases = tuple(Phase(r.phase, (Moment("largest", terms),), r.seconds) for r in readings)
+    run = Run(
+        **{"device": "cuda", "card": "NVIDIA GeForce RTX 4090", "versions": {"torch": "2.13.0"}},
+        **{"date": "2026-11-27", "warmup": 1, "steps": 2, "asked": 2, "retries": 0, "seconds": 4.0},
+    )
+    measured = Measurement(Report(plan, phases, ram, source="measured"), run, readings)
+    archive.save(archive.record(measured, None, None), saved)
+    report = answer()
+    assert is_measured(report)
+    assert report.speed is not None
+    assert report.speed.step_seconds == 4.0
+
+
+def test_half_a_record_is_none(saved: Path) -> None:
+    record(saved, measured={"phases": [{"phase": "update.forward", "seconds": 1.0}]})
+    assert not is_measured(answer())
 
 
 def test_the_newest_record_counts(saved: Path) -> None:

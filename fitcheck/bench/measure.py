@@ -38,6 +38,7 @@ from fitcheck.host import ram
 from fitcheck.measured import Measurement, Oom, Reading, Run
 from fitcheck.plan import Plan
 from fitcheck.report import CACHED, OUTSIDE, Moment, Phase, Report, Term
+from fitcheck.speed import measured_speed
 
 WARMUP = 1
 COUNTED = "counted: every tensor that the step made, in the allocator's blocks"
@@ -129,11 +130,13 @@ def _measurement(
         limit_bytes=wishes.limit_bytes,
         weights="loaded" if wishes.weights else "random",
     )
+    phases = tuple(_phase(plan, reading, run) for reading in readings)
     report = Report(
         plan,
-        tuple(_phase(plan, reading, run) for reading in readings),
+        phases,
         ram(plan),
         source="measured",
+        speed=measured_speed(plan, phases) if done else None,
         notes=tuple([*notes(plan), *_said(run, oom)]),
         outcome="does-not-fit" if oom else "tight" if run.retries else "fits",
     )
