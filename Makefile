@@ -55,6 +55,7 @@ golden: $(DEV)
 bench: $(DEV)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/fit.py
+	$(BIN)/python benchmarks/screen.py
 
 # Estimate against dry run on every architecture that can be built, into docs/accuracy.md: minutes.
 accuracy: $(DEV)

@@ -10,8 +10,10 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from fitcheck import catalog, fit
+from fitcheck.plan import METHODS
 from fitcheck.text import gib
 from fitcheck.tui.candidates import Query, candidates, judgement, matching, told
+from fitcheck.tui.knobs import fields_of, shown
 from fitcheck.tui.picker import Pick, Picker
 from fitcheck.tui.view import PRETENDED
 
@@ -57,6 +59,15 @@ def test_a_row_says_what_choosing_it_gives(field: str) -> None:
         assert (row.verdict, row.peak_bytes) == (report.verdict, report.peak_bytes)
         if field == "gpu":
             assert told(row, field).lstrip("+−") == gib(abs(report.spare_bytes))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_field_has_values_to_choose_from_and_its_own_is_among_them(method: str) -> None:
+    plan = question(method=method, tuning=None)
+    for field in fields_of(plan):
+        found = [c.id for c in candidates(plan, field)]
+        now = getattr(plan, field)
+        assert now is None or getattr(now, "id", shown(field, now)) in found, field
 
 
 def test_search_choose_undo() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from io import StringIO
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import work
 from textual.app import App, SystemCommand
@@ -24,6 +24,7 @@ from fitcheck.tui import view as views
 from fitcheck.tui.candidates import Candidate
 from fitcheck.tui.compare import Compare
 from fitcheck.tui.deliver import KINDS, Export, document, filename
+from fitcheck.tui.draw import Price
 from fitcheck.tui.dryrun import DryRun
 from fitcheck.tui.explain import Explain
 from fitcheck.tui.fit import Fit
@@ -36,7 +37,7 @@ from fitcheck.tui.picker import Pick
 from fitcheck.tui.state import MOST_PINS, State
 from fitcheck.tui.timeline import Timeline
 from fitcheck.tui.tips import Tip, tips
-from fitcheck.tui.view import View, judged
+from fitcheck.tui.view import View, judged, prices
 
 if TYPE_CHECKING:
     from textual.screen import Screen
@@ -63,6 +64,15 @@ class Detected(Message):
 
     def __init__(self, found: machine.Machine) -> None:
         super().__init__()
+        self.found = found
+
+
+class Priced(Message):
+    """What a notch of each knob costs."""
+
+    def __init__(self, plan: Plan, found: dict[str, Price]) -> None:
+        super().__init__()
+        self.plan = plan
         self.found = found
 
 
@@ -115,6 +125,8 @@ class FitCheckApp(App[None]):
         self.past: list[View] = []
         self.traced: dict[Plan, tuple[Report, Timeline | None]] = {}
         self.advised: tuple[Plan | None, list[Tip]] = (None, [])
+        self.priced: dict[str, Price] = {}
+        self.priced_plan: Plan | None = None
         self.later: Timer | None = None
         live = watch_machine and plan is None and kept.live
         self.view = first_view(plan or kept.plan, views.DETECTING if live else views.PRETENDED)
@@ -185,6 +197,11 @@ class FitCheckApp(App[None]):
         """Say why not, and what would work."""
         self.notify(fault.hint or "", title=fault.message, severity="warning", markup=False)
 
+    def notify(self, *message: Any, **settings: Any) -> None:
+        """One word at a time: a stack of them would cover the answer."""
+        self.clear_notifications()
+        super().notify(*message, **settings)
+
     def redraw(self) -> None:
         """Every screen draws the view anew; advice comes when the answer has been painted."""
         for screen in self.screen_stack:
@@ -208,12 +225,16 @@ class FitCheckApp(App[None]):
     @work(thread=True, exclusive=True, group="advice")
     def search(self) -> None:
         plan = self.view.plan
+        self.post_message(Priced(plan, prices(plan)))
         self.post_message(Advised(plan, tips(plan)))
+
+    def on_priced(self, message: Priced) -> None:
+        self.priced, self.priced_plan = message.found, message.plan
+        self.screen_stack[0].query_one("#knobs", Lines).redraw()
 
     def on_advised(self, message: Advised) -> None:
         self.advised = (message.plan, message.found)
-        for lines in self.screen_stack[0].query("#answer").results(Lines):
-            lines.redraw()
+        self.screen_stack[0].query_one("#answer", Lines).redraw()
 
     def action_apply(self, key: int) -> None:
         """Apply one of the five tips."""
@@ -261,9 +282,12 @@ class FitCheckApp(App[None]):
         self.redraw()
 
     def action_open(self, name: str) -> None:
-        """Another view; one that is open is not opened again."""
+        """Another view, in the place of one that is open: escape leads home from everywhere."""
         page = self.VIEWS[name]
-        if not isinstance(self.screen, page):
+        if type(self.screen) in self.VIEWS.values():
+            if not isinstance(self.screen, page):
+                self.switch_screen(page())
+        else:
             self.push_screen(page())
 
     def action_show_help(self) -> None:

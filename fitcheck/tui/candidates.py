@@ -25,7 +25,6 @@ from fitcheck.plan import KNOBS, Plan
 from fitcheck.search import count, has_words, memory_range, params_range
 from fitcheck.text import gib
 from fitcheck.tui.knobs import (
-    ALWAYS,
     PICKED,
     card_name,
     choices,
@@ -99,7 +98,8 @@ def candidates(plan: Plan, field: str) -> list[Candidate]:
         return cards()
     if field == "model":
         return _kin_first(models(), plan.model.family)
-    sizes = field in ALWAYS[3:] or KNOBS[field]["kind"] in ("int", "share")
+    kind = "choice" if field == "method" else KNOBS.get(field, {"kind": "int"})["kind"]
+    sizes = kind in ("int", "share")
     values = ladder(plan, field) if sizes else choices(plan, field)
     found = [_value(field, value) for value in values]
     return [*found, *scorers(field)] if field in PICKED else found

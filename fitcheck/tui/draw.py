@@ -5,8 +5,6 @@ Pure functions of a View and a width. Words and glyphs carry the meaning, colour
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fitcheck.plan import Plan
 from fitcheck.report import Report
 from fitcheck.text import FILLS, REST, WORDS, by_how_much, drawn, gib
@@ -94,20 +92,19 @@ def _usable(share: float, size: str, inner: int) -> Line:
 
 
 def knobs(
-    view: View, at: str, room: int, priced: Callable[[Plan], dict[str, Price]] | None
+    view: View, at: str, room: int, prices: dict[str, Price] | None, stale: bool = False
 ) -> tuple[list[Line], int]:
-    """A row for each field under its group, with the price of a notch where it is asked for.
+    """A row for each field under its group, with the price of a notch where there are any.
 
-    Returns the lines and which of them is the chosen field's.
+    Returns the lines and which of them is the chosen field's. stale: prices of an earlier plan.
     """
-    prices = priced(view.plan) if priced else {}
     names = 18
-    sides = 18 if priced else 0
+    sides = 18 if prices is not None else 0
     lines: list[Line] = []
     chosen = 0
     for group, fields in rows_of(view.plan):
         heading: Line = [Span(group, "head")]
-        if priced and not lines:
+        if prices is not None and not lines:
             heading = apart(heading, [Span(f"{'one notch':>9} ◂▸{'':<8}", "dim")], room)
         lines.append(heading)
         for name in fields:
@@ -122,8 +119,8 @@ def knobs(
                 Span(f"{'▸ ' if here else '  '}{padded(name, names)}", style, click),
                 Span(padded(arrows, space), f"{style} bold", click),
             ]
-            if priced:
-                line += _sides(prices.get(name, (None, None)), style, name)
+            if prices is not None:
+                line += _sides(prices.get(name, (None, None)), style or "dim" * stale, name)
             lines.append(line)
     return lines, chosen
 

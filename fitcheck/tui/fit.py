@@ -17,7 +17,7 @@ from fitcheck.tui.page import Page
 from fitcheck.tui.picker import Picker
 from fitcheck.tui.step import phase_bars, skyline
 from fitcheck.tui.tips import KEYS, tip_lines
-from fitcheck.tui.view import answered, estimated, prices
+from fitcheck.tui.view import answered, estimated
 
 PRICED = 46  # columns from which the rows of knobs have room for prices
 TALL = 30  # rows from which a skyline replaces the bars of the stages
@@ -63,8 +63,10 @@ class Fit(Page, inherit_bindings=False):
         """The rows, scrolled so that the chosen one is in sight."""
         if self.field not in fields_of(self.fitcheck.view.plan):
             self.field = "model"
-        priced = prices if size.width >= PRICED else None
-        lines, chosen = draw.knobs(self.fitcheck.view, self.field, size.width, priced)
+        app = self.fitcheck
+        known = app.priced if size.width >= PRICED else None
+        stale = app.priced_plan != app.view.plan
+        lines, chosen = draw.knobs(app.view, self.field, size.width, known, stale)
         self.call_after_refresh(self.query_one("#knobs", Lines).reveal, chosen)
         return lines
 

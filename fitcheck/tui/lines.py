@@ -119,6 +119,7 @@ class Lines(ScrollView, can_focus=False):
         super().__init__(id=id, classes=classes)
         self.drawing = drawing
         self.lines: Sequence[Line] = ()
+        self.styles_known: dict[tuple[str, str], Style] = {}
 
     def drawn(self, size: Size) -> Sequence[Line]:
         """The lines for a width and a height; a subclass may draw from its own state."""
@@ -152,19 +153,29 @@ class Lines(ScrollView, can_focus=False):
         elif last >= top + height:
             self.scroll_to(y=last - height + 1, animate=False)
 
+    def notify_style_update(self) -> None:
+        """Another theme: forget the colours of this one."""
+        super().notify_style_update()
+        self.styles_known.clear()
+
     def render_line(self, y: int) -> Strip:
         index, room = y + self.scroll_offset.y, self.size.width
+        ground = self.style_of("", "")
         if not 0 <= index < len(self.lines):
-            return Strip.blank(room, self.rich_style)
-        segments = [Segment(span.text, self.style_of(span)) for span in self.lines[index]]
-        strip = Strip(segments).adjust_cell_length(room)
-        return strip.apply_style(self.rich_style)
+            return Strip.blank(room, ground)
+        segments = [
+            Segment(span.text, self.style_of(span.style, span.click)) for span in self.lines[index]
+        ]
+        return Strip(segments).adjust_cell_length(room, ground)
 
-    def style_of(self, span: Span) -> Style | None:
-        """The style that the theme gives to a span, and what a click on it does."""
-        style = Style()
-        for name in span.style.split():
-            style += self.get_component_rich_style(name, partial=True)
-        if span.click:
-            style += Style(meta={"@click": span.click})
-        return style
+    def style_of(self, names: str, click: str) -> Style:
+        """What the theme makes of a span's style, on this widget's ground, and of a click on it."""
+        known = self.styles_known.get((names, click))
+        if known is None:
+            known = self.rich_style
+            for name in names.split():
+                known += self.get_component_rich_style(name, partial=True)
+            if click:
+                known += Style(meta={"@click": click})
+            self.styles_known[names, click] = known
+        return known
