@@ -119,6 +119,7 @@ class Lines(ScrollView, can_focus=False):
         super().__init__(id=id, classes=classes)
         self.drawing = drawing
         self.lines: Sequence[Line] = ()
+        self.barred = False
         self.styles_known: dict[tuple[str, str], Style] = {}
 
     def drawn(self, size: Size) -> Sequence[Line]:
@@ -129,9 +130,18 @@ class Lines(ScrollView, can_focus=False):
         """Draw anew, after a change of what is shown or of the size."""
         if not self.is_attached or not self.size:
             return
-        room = self.container_size  # the scroll bar's column included: else it would flicker
-        bar = self.scrollbar_size_vertical if self.show_vertical_scrollbar else 0
-        lines = self.drawn(Size(max(1, room.width - bar), max(1, room.height)))
+        room, height = self.container_size.width, max(1, self.container_size.height)
+        bar = self.styles.scrollbar_size_vertical
+
+        def lines_beside(bar: int) -> Sequence[Line]:
+            return self.drawn(Size(max(1, room - bar), height))
+
+        # Whether there is a bar decides the width, and the lines decide whether there is one: the
+        # last answer is tried first.
+        lines = lines_beside(bar * self.barred)
+        if (len(lines) > height) != self.barred:
+            self.barred = not self.barred
+            lines = lines_beside(bar * self.barred)
         self.lines = lines
         extent = Size(self.size.width, len(lines))
         if extent != self.virtual_size:
