@@ -20,6 +20,7 @@ from fitcheck.model import Model
 from fitcheck.report import Report
 from fitcheck.table import columns, whole_words
 from fitcheck.text import WORDS, colourful, gib, headline, times, verdict_lines
+from fitcheck.verifying import Check, possible, verified
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,6 +30,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name, loosely")
     add_plan_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    text = "check by the dry run what makes it fit (on where torch is installed)"
+    parser.add_argument("--dryrun", choices=("on", "off"), nargs="?", const="on", help=text)
     parser.set_defaults(run=run_advise)
 
 
@@ -36,14 +39,40 @@ def run_advise(args: argparse.Namespace) -> int:
     """Print the advice; 0 when the plan or one of its changes fits, else 1."""
     report = check(args.model, **plan_fields(args))
     found = advice(replace(report, advice=()))
+    wanted = args.dryrun == "on" or (args.dryrun is None and possible())
+    checks = verified(report, found.fixes) if wanted else iter(())
+    verdicts = {fix.flags: fix.verdict for fix in found.fixes} | {"": report.verdict}
     if args.json:
-        print(json.dumps(_json(found), ensure_ascii=False, indent=1))
+        seen = list(checks)
+        print(json.dumps(_json(found, seen), ensure_ascii=False, indent=1))
     else:
-        for part in _parts(found, min(columns(80), 120)):
+        width = min(columns(80), 120)
+        for part in _parts(found, width):
             if part:
                 print("\n".join(part), end="\n\n")
-    enough = any(f.verdict != "does-not-fit" for f in found.fixes)
-    return 0 if report.verdict != "does-not-fit" or enough else 1
+        seen = list(_told(checks, found, width))
+    for one in seen:
+        if one.report:
+            verdicts[one.fix.flags if one.fix else ""] = one.report.verdict
+    return 0 if set(verdicts.values()) - {"does-not-fit"} else 1
+
+
+def _told(checks: Iterator[Check], found: Advice, width: int) -> Iterator[Check]:
+    """The dry runs, each printed when it is there."""
+    numbers = {fix.flags: number for number, fix in enumerate(found.fixes, 1)}
+    for at, one in enumerate(checks):
+        if not at:
+            print("By the dry run (ctrl-C stops it)", flush=True)
+        name = f"{numbers[one.fix.flags]:>2}" if one.fix and one.fix.flags in numbers else " +"
+        what = one.fix.flags if one.fix else "as it is"
+        if one.report is None:
+            said = f"- {one.said}"
+        else:
+            glyph, words = WORDS[one.report.verdict]
+            said = f"{glyph} {words.lower()}, needs {gib(one.report.peak_bytes)} GiB"
+        lines = whole_words(f"{said}: {what}", width, f"{name if one.fix else '  '}  ", 6)
+        print("\n".join(lines), flush=True)
+        yield one
 
 
 class Advice(NamedTuple):
@@ -63,14 +92,17 @@ def advice(report: Report) -> Advice:
     return Advice(report, fixes(plan, report), room(plan, limits), frontier(plan), limits)
 
 
-def _json(found: Advice) -> dict[str, Any]:
+def _json(found: Advice, checks: Sequence[Check]) -> dict[str, Any]:
     report = found.report
+    dry = {one.fix.flags if one.fix else "": one.to_json() for one in checks}
+    new = [one.fix for one in checks if one.fix and one.fix not in found.fixes]
     return {
         "plan": report.plan.to_json(),
         "verdict": report.verdict,
         "peak_bytes": report.peak_bytes,
         "usable_bytes": report.usable_bytes,
-        "advice": [fix.to_json() for fix in found.fixes],
+        "dry_run": dry.get(""),
+        "advice": [fix.to_json() | {"dry_run": dry.get(fix.flags)} for fix in (*found.fixes, *new)],
         "room": [fix.to_json() for fix in found.room],
         "frontier": [fix.to_json() for fix in found.frontier],
         "ceilings": {name: _ceiling_json(ceiling) for name, ceiling in found.ceilings.items()},

@@ -45,7 +45,10 @@ def advised(report: Report, limit: int = 5) -> Report:
         return report
     from fitcheck.advice import fixes  # what fits needs none
 
-    found = fixes(report.plan, report)
+    try:
+        found = fixes(report.plan, report)
+    except FitCheckError:  # a dry run of what the estimate does not cover
+        return report
     enough = [fix for fix in found if fix.verdict != "does-not-fit"]
     by_size = sorted(found, key=lambda fix: -fix.saves)
     return replace(report, advice=tuple((enough or by_size)[:limit]))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from fitcheck import __version__
-from fitcheck.answer import DEFAULT_MODEL, check, resolve
+from fitcheck.answer import DEFAULT_MODEL, advised, check, resolve
 from fitcheck.errors import FitCheckError
 from fitcheck.flags import add_plan_flags, plan_fields
 from fitcheck.plan import Plan
@@ -160,7 +160,7 @@ def run_dryrun(args: argparse.Namespace) -> int:
     options = [f"--{name}={getattr(args, name)}" for name in FILES if getattr(args, name)]
     bar = worker.Bar(_phases(plan)) if sys.stderr.isatty() else None
     try:
-        report = worker.dry_run(plan, options, bar)
+        report = advised(worker.dry_run(plan, options, bar))
     finally:
         if bar:
             bar.clear()

@@ -181,7 +181,7 @@ PLAN_FLAGS = (
 )
 FROZEN_FLAGS = {
     "check": {*PLAN_FLAGS, "help", "json", "markdown", "explain"},
-    "advise": {*PLAN_FLAGS, "help", "json"},
+    "advise": {*PLAN_FLAGS, "help", "json", "dryrun"},
     "compare": {*PLAN_FLAGS, "help", "json", "markdown", "pipeline", "plan"},
     "dryrun": {*PLAN_FLAGS, "help", "json", "compare", "explain", "snapshot", "html", "svg"},
     "cost": {

@@ -9,9 +9,20 @@ two peaks, never a figure of its own.
 
 from fitcheck.advice.ceiling import Ceiling, ceilings
 from fitcheck.advice.commands import command, flags
-from fitcheck.advice.fix import Fix, pace
+from fitcheck.advice.fix import Fix, expandable, pace
 from fitcheck.advice.frontier import frontier
 from fitcheck.advice.room import room
 from fitcheck.advice.search import fixes
 
-__all__ = ["Ceiling", "Fix", "ceilings", "command", "fixes", "flags", "frontier", "pace", "room"]
+__all__ = [
+    "Ceiling",
+    "Fix",
+    "ceilings",
+    "command",
+    "expandable",
+    "fixes",
+    "flags",
+    "frontier",
+    "pace",
+    "room",
+]

@@ -32,6 +32,7 @@ class Fix:
     peak_bytes: int
     verdict: str
     time: float | None = None
+    environment: str = ""  # a variable to set for the run: no plan holds it
 
     @classmethod
     def of(
@@ -66,12 +67,14 @@ class Fix:
 
     @property
     def flags(self) -> str:
-        """What changes, as flags."""
-        return flags(self.changes)
+        """What changes: as flags, or the variable to set."""
+        return self.environment or flags(self.changes)
 
     @property
     def command(self) -> str:
         """The command that checks the changed plan."""
+        if self.environment:  # of the allocator: only its replay can tell
+            return f"{self.environment} {command(self.plan, 'dryrun')}"
         return command(self.plan)
 
     def to_json(self) -> dict[str, Any]:
@@ -88,6 +91,7 @@ class Fix:
             "peak_bytes": self.peak_bytes,
             "verdict": self.verdict,
             "time": self.time,
+            "environment": self.environment,
             "command": self.command,
         }
 
@@ -95,6 +99,32 @@ class Fix:
 def judged(plan: Plan, seconds: bool = True) -> Report:
     """The estimate, with the error that is on record for it."""
     return fit(plan, catalog.stated_error(plan.method, "estimate"), seconds)
+
+
+EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+
+
+def expandable(report: Report) -> Fix | None:
+    """Expandable segments, where the allocator's cache alone is too much; None where they are not.
+
+    They change what is reserved and hardly what is allocated: at best all of the cache is saved.
+    How much of it is, a dry run can tell; hence never more than tight.
+    """
+    cache = report.peak_bytes - report.needed_bytes
+    short = report.card_verdict != "fits" and report.needed_bytes <= report.usable_bytes
+    if not (cache and short and report.plan.gpu.vendor == "nvidia"):
+        return None
+    return Fix(
+        changes={},
+        plan=report.plan,
+        rank="result unchanged",
+        effects=("segments grow in place: less memory lies cached between blocks",),
+        saves=cache,
+        peak_bytes=report.needed_bytes,
+        verdict="tight",
+        time=1.0,
+        environment=EXPANDABLE,
+    )
 
 
 def slower(before: Report, after: Report) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fitcheck.advice.changes import RANKS, Change, Level, changed, changes
-from fitcheck.advice.fix import Fix, judged
+from fitcheck.advice.fix import Fix, expandable, judged
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
 from fitcheck.report import Report
@@ -32,7 +32,10 @@ def fixes(plan: Plan, report: Report, limit: int | None = None) -> list[Fix]:
         time = 0.0 if fix.rank == RANKS[-1] else round(fix.time or 1.0, 1)
         return VERDICTS.index(fix.verdict), rank, fix.size, time
 
-    return sorted(Search(plan, report).found(), key=cost)[:limit]
+    found = list(Search(plan, report).found())
+    if variable := expandable(report):
+        found.insert(0, variable)
+    return sorted(found, key=cost)[:limit]
 
 
 class Pick(NamedTuple):

@@ -47,6 +47,7 @@ def tips(plan: Plan) -> list[Tip]:
     return [
         Tip(change(fix.changes), fix.effect, fix.saves, fix.verdict, fix.plan)
         for fix in fixes(plan, report, KEYS)
+        if fix.changes  # the allocator's variable is no key's business
     ]
 
 

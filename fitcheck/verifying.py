@@ -1,0 +1,75 @@
+"""Advice checked by the dry run: the plan as it is, then each change that is said to make it fit.
+
+    for check in verified(report, fixes(report.plan, report)):
+        print(check.fix and check.fix.flags, check.report.verdict)
+
+A dry run takes seconds, hence one at a time, as they are asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from fitcheck import worker
+from fitcheck.advice import Fix, expandable
+from fitcheck.errors import FitCheckError
+from fitcheck.plan import Plan
+from fitcheck.report import Report
+
+STOPPED = "stopped"  # what worker.py says after ctrl-C
+
+
+class Check(NamedTuple):
+    """A dry run of one change, of the plan itself where fix is None; said: why it has no report."""
+
+    fix: Fix | None
+    report: Report | None
+    said: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        if self.report is None:
+            return {"error": self.said}
+        names = ("verdict", "peak_bytes", "allocated_bytes", "reserved_bytes")
+        return {name: getattr(self.report, name) for name in names}
+
+
+def possible() -> bool:
+    """Whether torch and its libraries are here."""
+    return all(find_spec(name) is not None for name in worker.NEEDED)
+
+
+def verified(report: Report, found: Sequence[Fix]) -> Iterator[Check]:
+    """The dry runs, until ctrl-C; of a plan that fits there is nothing to check.
+
+    Where the plan's own dry run fails by the allocator's cache alone, expandable segments follow.
+    """
+    if report.verdict == "fits":
+        return
+    fixes = [fix for fix in found if fix.verdict != "does-not-fit"]
+    own = _check(report, None, report.plan)
+    if own.said == STOPPED:
+        return
+    yield own
+    if own.report and not any(fix.environment for fix in fixes):
+        fixes = [fix for fix in (expandable(own.report),) if fix] + fixes
+    for fix in fixes:
+        check = _check(report, fix, fix.plan)
+        if check.said == STOPPED:
+            return
+        yield check
+
+
+def _check(report: Report, fix: Fix | None, plan: Plan) -> Check:
+    variable, _, value = fix.environment.partition("=") if fix else ("", "", "")
+    bar = worker.Bar([phase.name for phase in report.phases]) if sys.stderr.isatty() else None
+    try:
+        environment = {variable: value} if variable else {}
+        return Check(fix, worker.dry_run(plan, (), bar, environment))
+    except FitCheckError as fault:  # not every plan can be built or traced
+        return Check(fix, None, fault.message)
+    finally:
+        if bar:
+            bar.clear()
