@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 BASE := .venv/base.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: setup run test lint format golden bench smoke accuracy clean
+.PHONY: setup run test lint format golden bench accuracy oracle-check smoke clean
 
 setup: $(BASE)
 
@@ -60,6 +60,10 @@ bench: $(DEV)
 # Estimate against dry run on every architecture that can be built, into docs/accuracy.md: minutes.
 accuracy: $(DEV)
 	$(BIN)/python -m benchmarks.accuracy
+
+# Every recorded run of the CUDA build, the large ones too: `make test` leaves these out.
+oracle-check: $(DEV)
+	$(BIN)/python -m pytest tests/test_cuda_steps.py --slow
 
 # What a user gets: the wheel and its dependencies from the package index, in a venv of its own.
 smoke: $(DEV)

@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="test_install: take the dependencies from the package index (needs the network)",
     )
+    parser.addoption("--slow", action="store_true", help="also what takes long (make oracle-check)")
 
 
 def pytest_configure() -> None:
@@ -38,7 +39,11 @@ def pytest_configure() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
     no_oracle = pytest.mark.skip(reason=f"needs {' and '.join(missing)} (fitcheck-rlhf[bench])")
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]

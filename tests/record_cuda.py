@@ -2,6 +2,7 @@
 
     python tests/record_cuda.py             # on a machine with a CUDA card (or its stand-in)
     python tests/record_cuda.py --kernels   # the attention kernels of this card's capability alone
+    python tests/record_cuda.py --steps     # cuda_steps.json: the runs of this card's capability
 
 The committed file was recorded from the CUDA build of PyTorch 2.13.0, run on the host without a
 card: its own operators, kernel choice and caching allocator, with nothing computed.
@@ -376,7 +377,11 @@ def run_alone(number: int) -> dict[str, list[int]]:
 
 
 if __name__ == "__main__":
-    if "--plan" in sys.argv:
+    if "--steps" in sys.argv:
+        from tests.cuda_steps import record
+
+        record()
+    elif "--plan" in sys.argv:
         print(json.dumps(record_step(plan_of(*PLANS[int(sys.argv[-1])]))))
     else:
         main()

@@ -10,6 +10,7 @@ from typing import Any
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -51,7 +52,7 @@ def add_adapter(plan: Plan, model: Any, name: str) -> None:
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
     )
     config._register_custom_module({NF4Linear: LoraNF4})
-    with model.device, warnings.catch_warnings():
+    with model.device, _typed_as_the_base(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a second adapter
         # of the ranks that PEFT itself gives to stacked experts, which are parameters, not modules
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern", RuntimeWarning)
@@ -59,6 +60,29 @@ def add_adapter(plan: Plan, model: Any, name: str) -> None:
     for parameter in adapter_parameters(model, name):
         parameter.data = parameter.data.to(DTYPES[plan.adapter_precision])
     set_adapter(model, name)
+
+
+@contextmanager
+def _typed_as_the_base() -> Iterator[None]:
+    """Within, PEFT gives new adapters the base's type on meta too, where it would leave them."""
+    owner: Any = BaseTunerLayer
+    real = owner._move_adapter_to_device_of_base_layer
+
+    def move(layer: Any, name: str, device: Any = None) -> None:
+        real(layer, name, device)
+        _, dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
+        if dtype is None or not dtype.is_floating_point:
+            return
+        for kind in layer.adapter_layer_names:
+            adapters = getattr(layer, kind, None)
+            if isinstance(adapters, nn.ModuleDict) and name in adapters:
+                adapters[name].to(dtype=dtype)
+
+    owner._move_adapter_to_device_of_base_layer = move
+    try:
+        yield
+    finally:
+        owner._move_adapter_to_device_of_base_layer = real
 
 
 def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
