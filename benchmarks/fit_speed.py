@@ -17,7 +17,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.engine_samples import eager_samples, graphs_samples, training_launches
+from benchmarks.engine_samples import (
+    batches,
+    eager_samples,
+    graphs_samples,
+    grpo_step,
+    training_launches,
+)
 from benchmarks.speed_samples import (
     BORROWED,
     CEILINGS,
@@ -92,10 +98,10 @@ def _least_squares(
 
 def errors(samples: Iterable[Sample], constants: Fitted) -> list[float]:
     """|predicted / measured - 1| of tokens a second."""
-    return [abs(s.seconds / predicted(s, constants) - 1) for s in samples]
+    return [abs(s.seconds / guess(s, constants) - 1) for s in samples]
 
 
-def predicted(sample: Sample, constants: Fitted) -> float:
+def guess(sample: Sample, constants: Fitted) -> float:
     return sum(constants[name] * x for name, x in sample.features.items())
 
 
@@ -226,6 +232,12 @@ def results(tell: Callable[[str], None]) -> dict[str, Result]:
         "eager": result("decode, eager", eager_samples(), tell),
     }
     out = Counter(filter(None, map(unfit, rows_of("training_speed.csv"))))
+    tell("\nnot fitted: tokens/s of batches, seconds of a GRPO step")
+    for told, measured, predicted in batches():
+        tell(f"  {told}: {measured:.0f} measured, {predicted:.0f} predicted")
+    for prompt in (64, 256):
+        measured, predicted = grpo_step(prompt)
+        tell(f"  prompts of {prompt}: {measured:.1f} s measured, {predicted:.1f} s predicted")
     tell("\nrows of training not used: " + "; ".join(f"{n}, {why}" for why, n in out.items()))
     return found
 

@@ -115,11 +115,11 @@ def show(cost: Cost, others: dict[str, Cost | str]) -> None:
         print_table("offer", CLOUD, map(_offer, cost.clouds), "USD/h")
     if others:
         print()
-        print_table("method", METHOD, [_method(*item, others) for item in others.items()], "HOURS")
+        print_table("method", METHOD, [_method(*item, others) for item in others.items()], "STEPS")
 
 
 CLOUD = ("CLOUD", "INSTANCE", "USD/h", "USD", "PRICE OF")
-METHOD = ("METHOD", "STEPS", "STEP s", "HOURS", "x SFT", "FLOPs x SFT", "VERDICT")
+METHOD = ("METHOD", "STEPS", "STEP s", "HOURS", "USD", "x SFT", "FLOPs x SFT", "VERDICT")
 
 
 def _offer(rent: Rent) -> tuple[str, ...]:
@@ -135,13 +135,22 @@ def _offer(rent: Rent) -> tuple[str, ...]:
 
 def _method(name: str, found: Cost | str, others: dict[str, Cost | str]) -> tuple[str, ...]:
     if isinstance(found, str):
-        return name, "-", "-", "-", "-", "-", found
+        return name, "-", "-", "-", "-", "-", "-", found
     sft = others.get("sft")
     times = flops = "-"
     if isinstance(sft, Cost):
         times, flops = f"{found.hours / sft.hours:.1f}", f"{found.flops / sft.flops:.1f}"
     sizes = f"{found.steps:,}", f"{found.step_seconds:.3g}", f"{found.hours:.3g}"
-    return name, *sizes, times, flops, found.report.verdict
+    return name, *sizes, _least_usd(found), times, flops, found.report.verdict
+
+
+def _least_usd(cost: Cost) -> str:
+    """In the cheapest cloud; without one, of electricity and card; a dash where that is unknown."""
+    if cost.clouds:
+        return f"{cost.clouds[0].usd:.2f}"
+    if cost.electricity_usd is None or cost.card_usd is None:
+        return "-"
+    return f"{cost.electricity_usd + cost.card_usd:.2f}"
 
 
 def told(cost: Cost) -> str:

@@ -40,7 +40,10 @@ def pace(report: Report) -> str:
     else:
         what = "generated" if plan.method in ROLLOUT else "trained on"
         told = f"{duration(speed.step_seconds)} a step, {told} {what}"
-    return f"{told}; {error_words(speed)}"
+    told = f"{told}; {error_words(speed)}"
+    if plan.method in ROLLOUT and speed.source == "estimate":
+        told += f"; no whole {plan.method.upper()} step is among them"
+    return told
 
 
 def error_words(speed: Speed) -> str:

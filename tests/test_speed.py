@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import fit_speed
+from benchmarks import engine_samples, fit_speed
 from benchmarks import speed_samples as samples
-from fitcheck import catalog, links, memory, passes
+from fitcheck import catalog, links
 from fitcheck.answer import resolve
 from fitcheck.fit import fit
 from fitcheck.plan import METHODS
@@ -222,6 +222,14 @@ def test_the_goals_of_accuracy(fits: dict[str, Any]) -> None:
     assert fit_speed.median(training.outside) < 0.15
 
 
+def test_the_readme_states_these_errors(fits: dict[str, Any]) -> None:
+    text = " ".join((fit_speed.FILE.parent.parent / "README.md").read_text("utf-8").split())
+    for name in ("llama.cpp", "training"):
+        errors = (fits[name].inside, fits[name].outside)
+        inside, outside = (f"{100 * fit_speed.median(part):.1f} %" for part in errors)
+        assert f"{inside} in the median, {outside} " in text
+
+
 def test_a_constant_share_of_the_bandwidth_is_far_worse(fits: dict[str, Any]) -> None:
     """What simpler tools do: 0.55 of the bandwidth, whatever card and model."""
     flat = [
@@ -245,18 +253,14 @@ def test_the_fit_finds_constants_that_made_the_rows() -> None:
     assert found["b"] == pytest.approx(0.5, rel=1e-2)
 
 
-def test_batches_of_vllm_that_were_not_fitted() -> None:
-    """Mistral 7B on a 4090, 4 to 48 requests of 256 + 128 tokens at a time, prefill included."""
-    model, gpu = catalog.find_model("mistral-7b-v0.3"), catalog.find_gpu("4090")
-    rows = [r for r in samples.rows_of("decode_speed.csv") if r["engine"] == "vLLM server"]
-    assert len(rows) == 5
-    for row in rows:
-        batch, read = int(row["batch"]), 2.0 * model.params
-        cache = memory.kv_cache(model, batch, 256 + 64, 2.0)
-        step = passes.Step(model, batch, read * share_read(model, batch), cache, "bf16")
-        prompt = passes.pass_seconds(gpu, "bf16", forward(model, batch, 256), read)
-        took = prompt + 128 * passes.decode_step(gpu, "graphs", step)
-        assert abs(batch * 128 / took / float(row["decode_tps"]) - 1) < 0.15
+def test_what_was_not_fitted() -> None:
+    found = list(engine_samples.batches())
+    assert len(found) == 5
+    for told, measured, predicted in found:
+        assert abs(predicted / measured - 1) < 0.15, told
+    measured, shortest = engine_samples.grpo_step(64)
+    assert shortest < measured * 1.15  # its prompts' length is not told
+    assert engine_samples.grpo_step(512)[1] > measured
 
 
 def test_a_kind_of_card_that_nobody_measured_is_told() -> None:
