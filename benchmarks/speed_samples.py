@@ -40,6 +40,7 @@ CEILINGS: dict[str, tuple[float, str, float, str]] = {
     "amd-unified": (0.4, "assumed: as amd", 0.2, "assumed: half"),
     "amd-instinct": (0.514, MAMF + " (MI300X)", 0.26, "assumed: half"),
     "intel": (0.45, MAMF + " (A770: 58.7 of 131)", 0.22, "assumed: half"),
+    "intel-gaudi": (0.741, MAMF + " (Gaudi 3; Gaudi 2: 0.969)", 0.37, "assumed: half"),
     "apple": (0.75, "llama.cpp's prefill on M1 to M4: 0.61 to 0.78", 0.37, "assumed: half"),
     "apple-m1": (0.75, "as apple", 0.37, "assumed: half"),
     "apple-ultra": (0.75, "as apple", 0.37, "assumed: half"),
@@ -53,7 +54,7 @@ CEILINGS: dict[str, tuple[float, str, float, str]] = {
 STACKED = ("nvidia-a100", "nvidia-hopper", "nvidia-blackwell", "nvidia-old", "amd-instinct")
 # Classes that nobody measured borrow: decode (llama.cpp) and prefill.
 BORROWED = {"nvidia-old": "nvidia-a100", "nvidia-blackwell": "nvidia-hopper"}
-BORROWED |= {"amd-instinct": "nvidia-a100"}
+BORROWED |= {"amd-instinct": "nvidia-a100", "intel-gaudi": "nvidia-a100"}
 
 
 class Sample(NamedTuple):

@@ -117,7 +117,9 @@ def _check(data: Data, prices: Prices) -> None:
         value = getattr(prices, name)
         least = 0 if name in ("kwh", "hour", "card") else 1e-9
         if value is not None and not least <= value < 10**9:
-            raise FitCheckError(f"{FLAGS[name]} cannot be {value:g}", "a number, in US dollars")
+            raise FitCheckError(
+                f"{FLAGS[name]} cannot be {value:g}", "a positive number such as 1.5"
+            )
 
 
 FLAGS = {
@@ -135,7 +137,7 @@ def _step(plan: Plan, report: Report) -> float:
         seconds = step_seconds(plan, report)
     if seconds is None:
         raise FitCheckError(
-            f"how fast {plan.gpu.name} is is not known", "choose a card whose rates are known"
+            f"the speed of {plan.gpu.name} is not known", "choose a card whose rates are known"
         )
     return seconds
 

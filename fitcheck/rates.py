@@ -70,7 +70,7 @@ def hardware_class(gpu: GPU) -> str:
         if gpu.arch in ("M5", "M6"):  # with matrix units
             return "apple-m5"
         return "apple-ultra" if "ultra" in gpu.id else _apple(gpu)
-    return "intel"
+    return "intel-gaudi" if gpu.arch == "Gaudi" else "intel"
 
 
 def _amd(gpu: GPU) -> str:

@@ -199,6 +199,38 @@ def test_every_term_says_why(plans: list[Plan]) -> None:
             assert all(term.why for term in phase.terms), described(plan)
 
 
+def test_seconds_are_numbers_and_none_is_negative(plans: list[Plan]) -> None:
+    for plan in plans:
+        report = answer(plan)
+        assert report.speed is not None, described(plan)
+        assert 0 < report.speed.step_seconds < 1e9, described(plan)
+        assert 0 < report.speed.tokens_per_second < 1e9, described(plan)
+        for phase in report.phases:
+            timed = phase.name != "load"
+            assert phase.seconds is None or phase.seconds >= 0, described(plan)
+            assert (phase.seconds is not None) == timed
+
+
+def test_more_work_is_never_faster(plans: list[Plan]) -> None:
+    def doubled(plan: Plan) -> dict[str, Any] | None:
+        name = next(n for n in ("sequence", "response", "context") if getattr(plan, n))
+        return {name: 2 * getattr(plan, name)}
+
+    for change in (doubled, lambda p: {"epochs": 2 * p.epochs} if p.epochs else None):
+        for plan, other in changed(plans, change):
+            assert step(other) >= step(plan), described(plan)
+    for plan, other in changed(
+        plans, lambda p: {"checkpointing": False} if p.checkpointing else None
+    ):
+        assert step(other) <= step(plan), described(plan)
+
+
+def step(plan: Plan) -> float:
+    speed = answer(plan).speed
+    assert speed is not None
+    return speed.step_seconds
+
+
 def test_json_round_trip(plans: list[Plan]) -> None:
     for plan in plans:
         values = json.loads(json.dumps(answer(plan).to_json()["plan"]))
