@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from time import process_time
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from fitcheck import Plan, catalog, resolve, worker
 from fitcheck.advice import Fix, ceilings, expandable, fixes, frontier, room
 from fitcheck.advice.ceiling import level
-from fitcheck.advice.changes import RANKS, family_of
+from fitcheck.advice.changes import RANKS, divisors, family_of
 from fitcheck.advice.commands import card_name, command
 from fitcheck.advice.fix import judged, pace, slower
 from fitcheck.answer import plan_from
@@ -242,6 +243,18 @@ def test_time_is_that_of_a_sample() -> None:
     assert 1 < slower(whole, half) < 1.15
     assert slower(whole, judged(plan.change(offload=("optimizer",)))) > 1
     assert slower(whole, judged(plan.change(checkpointing=False))) < 0.85
+
+
+def test_a_batch_with_many_divisors_is_searched_as_quickly() -> None:
+    """73,513,440 has 768 divisors; by trial division of all numbers this took seconds."""
+    assert divisors(12) == [6, 4, 3, 2, 1]
+    assert divisors(1) == []
+    assert len(divisors(73_513_440)) == 767
+    plan = resolve("llama-3.1-8b", gpu="4090", method="sft", batch=73_513_440)
+    began = process_time()
+    fixes(plan, judged(plan))
+    assert len(frontier(plan)) > 1
+    assert process_time() - began < 3
 
 
 def test_every_card_is_called_by_a_name_that_means_it() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import isqrt
 from typing import Any, NamedTuple
 
 from fitcheck import catalog
@@ -107,7 +108,8 @@ def _unchanged(plan: Plan) -> Offers:
 
 def divisors(number: int) -> list[int]:
     """The smaller numbers that divide it, the largest first."""
-    return [n for n in range(number // 2, 0, -1) if number % n == 0]
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)} - {number}, reverse=True)
 
 
 def _precision(plan: Plan) -> Offers:

@@ -13,6 +13,7 @@ from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
 from fitcheck.report import Report
 
+SIZES = 8  # of micro-batches that are tried, the smallest ones
 NEXT = 0.99  # a step of the frontier is at least 1 % faster than the one before
 
 
@@ -51,9 +52,10 @@ def _axes(plan: Plan) -> list[list[Level]]:
     if plan.method == "inference":
         return []
     whole = plan.minibatch or plan.batch
+    sizes = (whole, *divisors(whole))[-SIZES:]
     axes: list[list[Level]] = [
         [{}, {"checkpointing": not plan.checkpointing}],
-        [{}, *({"micro_batch": n} for n in (whole, *divisors(whole)) if n != plan.micro_batch)],
+        [{}, *({"micro_batch": n} for n in sizes if n != plan.micro_batch)],
         [{}, *({"loss": loss} for loss in ("full", "chunked", "fused") if loss != plan.loss)],
     ]
     if plan.optimizer == "adamw":

@@ -7,7 +7,7 @@ for fix in room(plan):
 from __future__ import annotations
 
 from fitcheck.advice.ceiling import Ceiling
-from fitcheck.advice.changes import Level, Offers, family_of, one
+from fitcheck.advice.changes import Level, Offers, divisors, family_of, one
 from fitcheck.advice.fix import Fix, judged
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
@@ -61,7 +61,7 @@ def _faster(plan: Plan) -> Offers:
 
 def _multiples(size: int, whole: int) -> list[int]:
     """The divisors of `whole` above `size`, the largest first."""
-    return [n for n in range(whole, size, -1) if whole % n == 0]
+    return [n for n in (whole, *divisors(whole)) if n > size]
 
 
 def _better(plan: Plan) -> Offers:
