@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fitcheck import archive, machine, worker
+from fitcheck.errors import FitCheckError
 from fitcheck.here import SHORT, SMALL, TINY, limited, plan_here
-from fitcheck.measured import Measurement
 from fitcheck.plan import Plan
 from fitcheck.report import Report
 from fitcheck.three import estimated
 from fitcheck.timings import slug
 
 LEAST = 20.0  # seconds: no run is begun with less left
+CORES = 4  # for each trace that is made while another case is measured
 SIZES = (
     *("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-3B"),
     *("meta-llama/Llama-3.1-8B",),
@@ -56,7 +61,7 @@ class Case(NamedTuple):
 
 
 def cases(on_card: bool) -> Iterator[Case]:
-    """The matrix, in the order in which it is run."""
+    """The matrix in the order in which it is run: all kinds first, since time may end early."""
     if not on_card:
         for method in METHODS:
             for regime in REGIMES[:2]:
@@ -64,18 +69,22 @@ def cases(on_card: bool) -> Iterator[Case]:
                 yield Case(TINY, {"method": method, **SMALL, **tokens, **regime})
         yield Case(TINY, {"method": "sft", **SMALL, "sequence": 64}, "less")
         return
-    for at, model in enumerate(SIZES):
-        regimes = REGIMES if at == 0 else REGIMES[1:3] if at == len(SIZES) - 1 else REGIMES[:2]
-        for regime in regimes:
-            for method in METHODS:
-                yield Case(model, {"method": method, **TOKENS[method], **regime})
-        if at == 0:
-            for method in ("sft", "ppo", "dpo"):
-                fields = {"method": method, **TOKENS[method]}
-                yield Case(model, fields, expandable=True)
-                for edge in EDGES:
-                    for expandable in (False, True):
-                        yield Case(model, fields, edge, expandable)
+    smallest, *middle, largest = SIZES
+    yield from _grid(smallest, REGIMES[:3])
+    yield from _grid(largest, REGIMES[1:3])
+    for edge in ("", *EDGES):
+        for method in ("sft", "ppo", "dpo"):
+            for expandable in (False, True) if edge else (True,):
+                yield Case(smallest, {"method": method, **TOKENS[method]}, edge, expandable)
+    for model in middle:
+        yield from _grid(model, REGIMES[:2])
+    yield from _grid(smallest, REGIMES[3:])
+
+
+def _grid(model: str, regimes: Sequence[dict[str, Any]]) -> Iterator[Case]:
+    for regime in regimes:
+        for method in METHODS:
+            yield Case(model, {"method": method, **TOKENS[method], **regime})
 
 
 class Row(NamedTuple):
@@ -97,44 +106,78 @@ class Row(NamedTuple):
         return near and right and not (self.estimate == "fits" and self.happened == "does-not-fit")
 
 
-def measure_all(minutes: float, target: Path) -> Iterator[Row]:
-    """Run what is not there yet, until the time is over or somebody stops it; each run's row."""
-    until = time.monotonic() + 60 * minutes
-    for case in cases(bool(machine.detect().accelerators)):
-        plan, environment = plan_here(case.model, case.fields)
-        path = target / f"{_name(case, plan)}.json"
-        if path.exists():
-            yield row(path)
-            continue
-        estimate = estimated(plan)
-        if estimate is not None and estimate.verdict == "does-not-fit":
-            continue  # the edges below ask the same of a card of any size
-        left = until - time.monotonic()
-        if left < LEAST:
-            return
-        measured = _measured(case, plan, environment, left, path)
-        if measured is None or measured.stopped:
-            return
-        yield row(path)
+class Prepared(NamedTuple):
+    """A case with what was said of it, ready to be measured."""
+
+    path: Path
+    plan: Plan
+    environment: dict[str, str]
+    options: list[str]
+    estimate: Report | None
+    traced: Report | None  # None: there already, or too large for this card
 
 
-def _measured(
-    case: Case, plan: Plan, environment: dict[str, str], left: float, path: Path
-) -> Measurement | None:
-    """One run and its file; None where the time was over before it."""
+def prepare(case: Case, target: Path) -> Prepared:
+    """Trace a case, at an edge twice: to learn where it is, and what happens there."""
+    plan, environment = plan_here(case.model, case.fields)
     if case.expandable:
         environment = environment | EXPANDABLE
-    options = ["--steps=2"]
+    path = target / f"{_name(case, plan)}.json"
+    estimate, options = estimated(plan), ["--steps=2"]
+    too_large = estimate is not None and estimate.verdict == "does-not-fit"
+    if path.exists() or too_large:  # the edges ask about failing, on a card of any size
+        return Prepared(path, plan, environment, options, estimate, None)
     traced = worker.dry_run(plan, environment=environment)
     if case.edge:
         room = _room(case.edge, traced)
         options.append(f"--limit={room}")
         plan = limited(plan, room)
-        traced = worker.dry_run(plan, environment=environment)
-    measured = worker.measure(plan, options, environment=environment, seconds=left)
-    if measured is not None and not measured.stopped:
-        archive.write(archive.record(measured, estimated(plan), traced), path)
-    return measured
+        estimate, traced = estimated(plan), worker.dry_run(plan, environment=environment)
+    return Prepared(path, plan, environment, options, estimate, traced)
+
+
+def measure_all(minutes: float, target: Path) -> Iterator[Row]:
+    """Run what is not there yet, until the time is over or somebody stops it; each run's row."""
+    until = time.monotonic() + 60 * minutes
+    every = iter(cases(bool(machine.detect().accelerators)))
+    tracers = max(1, (os.cpu_count() or 1) // CORES)
+    ahead = tracers if tracers > 1 else 0  # with few cores a trace would slow the measurement
+    with ThreadPoolExecutor(tracers) as pool:
+        waiting: deque[Future[Prepared]] = deque()
+
+        def submit(count: int) -> None:
+            waiting.extend(pool.submit(prepare, case, target) for case in islice(every, count))
+
+        submit(1 + ahead)
+        try:
+            while waiting:
+                next_one = waiting.popleft()
+                if ahead:
+                    submit(1)
+                try:
+                    ready = next_one.result()
+                    left = until - time.monotonic()
+                    if ready.traced is not None and (left < LEAST or not _measure(ready, left)):
+                        return
+                    if ready.path.exists():
+                        yield row(ready.path)
+                except FitCheckError as fault:  # of this case; the others are as good without it
+                    yield Row(fault.message, None, None, None, "-", "-", "not run")
+                if not ahead:
+                    submit(1)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _measure(ready: Prepared, left: float) -> bool:
+    """Measure and write; whether it came to its end."""
+    measured = worker.measure(
+        ready.plan, ready.options, environment=ready.environment, seconds=left
+    )
+    if measured.stopped:
+        return False
+    archive.write(archive.record(measured, ready.estimate, ready.traced), ready.path)
+    return True
 
 
 def _room(edge: str, traced: Report) -> int:

@@ -18,10 +18,14 @@ from fitcheck.errors import FitCheckError
 from fitcheck.measured import Measurement, Oom, Reading, Run
 from fitcheck.report import Moment, Phase, Report, Term
 
+MIB = 2**20
 PLAN = resolve("qwen2.5-0.5b", gpu="a100", method="sft", sequence=512, batch=2)
 READINGS = (
-    Reading("load", 1.0, 1000, 2000, 1500, 2000, 9000, 500),
-    Reading("update.forward", 0.5, 3000, 6000, 5000, 6000, 9500, 600, 2048.0, 0.4),
+    Reading("load", 1.0, 1885 * MIB, 2000 * MIB, 1886 * MIB, 2000 * MIB, 3000 * MIB, 500 * MIB),
+    Reading(
+        *("update.forward", 0.5, 7700 * MIB, 9000 * MIB, 8700 * MIB, 9000 * MIB, 9900 * MIB),
+        *(600 * MIB, 2048.0, 0.4),
+    ),
 )
 
 
@@ -48,7 +52,7 @@ def test_round_trip(tmp_path: Path) -> None:
     back = archive.read(path)
     assert back == content
     run = back.runs[0]
-    assert (run.measured.allocated_bytes, run.measured.outside_bytes) == (5000, 600)
+    assert (run.measured.allocated_bytes, run.measured.outside_bytes) == (8700 * MIB, 600 * MIB)
     assert run.predicted["estimate"].allocated_bytes == estimate.allocated_bytes
     assert plan_from(run.plan) == PLAN
     assert back.rung == "measured" and run.confidence == "high"

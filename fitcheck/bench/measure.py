@@ -162,7 +162,7 @@ def _readings(
             *(used, None if outside is None else max(0, outside)),
             tokens_per_second=count / seconds if count and seconds else None,
             mfu=mfu(plan, update, updates[update] / steps) if update in updates else None,
-            bandwidth=bandwidth(plan, seconds) if phase == "rollout.decode" else None,
+            bandwidth=bandwidth(plan, seconds) if phase.endswith("decode") else None,
         )
 
 

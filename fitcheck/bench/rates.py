@@ -21,8 +21,10 @@ def rows(plan: Plan) -> int:
 
 def tokens(plan: Plan, phase: str) -> int | None:
     """Tokens that a phase goes over in one step; None where they are not what it works on."""
-    if phase in ("prefill", "decode"):
-        return plan.context if phase == "prefill" else plan.concurrency
+    if phase == "prefill":  # one sequence, and one that all the others are copies of
+        return (plan.context - 1) * min(plan.concurrency, 2)
+    if phase == "decode":
+        return plan.concurrency
     if phase == "rollout.prefill":
         return plan.batch * plan.prompt
     if phase == "rollout.decode":
@@ -54,16 +56,19 @@ def update_flops(model: Model, tuning: str, length: int, headless: bool) -> floa
 
 
 def bandwidth(plan: Plan, seconds: float) -> float | None:
-    """The share of the card's memory bandwidth that a rollout's decoding reached."""
+    """The share of the card's memory bandwidth that decoding reached."""
     rate = card_bandwidth(plan.gpu)
     return decode_bytes(plan) / seconds / rate if rate and seconds > 0 else None
 
 
 def decode_bytes(plan: Plan) -> float:
-    """Bytes that a rollout's decoding must read: weights in each step, and the cache so far."""
+    """Bytes that decoding must read: weights in each step, and the cache so far."""
     model, width = plan.model, 4 if plan.compute_dtype == "fp32" else 2
-    steps = plan.response - 1
-    stored = 0.5 if plan.tuning == "qlora" else width
-    weights = model.params * stored * work.share_read(model, plan.batch)
+    quant = "nf4" if plan.tuning == "qlora" else plan.quant
+    stored = {"nf4": 0.5, "int8": 1.0}.get(quant or "", width)
+    rows, first, steps = plan.batch, plan.prompt, (plan.response or 0) - 1
+    if plan.method == "inference":
+        rows, first, steps = plan.concurrency, plan.context - 1, 1
+    weights = model.params * stored * work.share_read(model, rows)
     cache = 2 * model.num_layers * (model.num_key_value_heads or 0) * (model.head_dim or 0) * width
-    return steps * weights + plan.batch * cache * sum(range(plan.prompt, plan.prompt + steps))
+    return steps * weights + rows * cache * sum(range(first, first + steps))
