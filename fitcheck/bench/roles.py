@@ -210,7 +210,10 @@ class _Builder:
             add_adapter(self.plan, module, role)
         if self.plan.checkpointing:
             kwargs = {"use_reentrant": False, "context_fn": checkpoint_contexts}
-            module.activation_checkpointing_enable(kwargs)
+            enable = "activation_checkpointing_enable"
+            if not hasattr(module, enable):  # its name before transformers 5.24
+                enable = "gradient_checkpointing_enable"
+            getattr(module, enable)(kwargs)
 
     def reference(self, policy: Any) -> Any:
         """A frozen copy of the policy, in the compute type."""
