@@ -154,16 +154,13 @@ def _shown(report: Report, args: argparse.Namespace) -> str:
 
 
 def run_dryrun(args: argparse.Namespace) -> int:
-    from fitcheck import worker  # only this verb needs it
+    from fitcheck import worker  # only this verb needs them
+    from fitcheck.progress import Bar
 
     plan = resolve(args.model, **plan_fields(args))
     options = [f"--{name}={getattr(args, name)}" for name in FILES if getattr(args, name)]
-    bar = worker.Bar(_phases(plan)) if sys.stderr.isatty() else None
-    try:
+    with Bar(_phases(plan)) as bar:
         report = advised(worker.dry_run(plan, options, bar))
-    finally:
-        if bar:
-            bar.clear()
     if args.json:
         print(json.dumps(report.to_json(), ensure_ascii=False, indent=1))
     elif args.compare:

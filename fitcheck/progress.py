@@ -1,7 +1,7 @@
-"""A line on standard error that says how far a trace or a measurement is, and in which phase.
+"""A bar on standard error that says how far a trace or a measurement is, and in which phase.
 
-    with Bar("measuring", phases, steps=3) as bar:
-        bar.show("rollout.decode", 1)      # measuring  ██████░░░░░░░░░░░░░░  rollout.decode
+    with Bar(phases, "measuring", steps=3) as bar:
+        worker.measure(plan, options, bar)      # ████████·················  33% measuring prefill
 
 Nothing is written where nobody watches.
 """
@@ -12,34 +12,46 @@ import sys
 from collections.abc import Sequence
 from typing import Self
 
-WIDTH = 24  # cells of the bar
-
 
 class Bar:
-    """phases: in the order in which a step goes through them, `load` before all steps."""
+    """Each phase of each step is an equal share; a phase may come again within its step.
 
-    def __init__(self, what: str, phases: Sequence[str], steps: int) -> None:
-        self.what = what
-        self.places = {name: at for at, name in enumerate(p for p in phases if p != "load")}
-        self.steps = steps
-        self.share = 0.0
-        self.watched = sys.stderr.isatty()
+    Call it with the name of each phase as it begins and, where that is known, with its step: 0 is
+    loading. Else a step begins when the first phase comes again.
+    """
 
-    def show(self, phase: str, step: int) -> None:
-        """That phase of that step begins; step 0 is loading. It never goes back: phases repeat."""
-        each = max(1, len(self.places))
-        passed = max(0, step - 1) * each + self.places.get(phase, 0) if step else 0
-        self.share = max(self.share, min(1.0, passed / (each * self.steps)))
-        if self.watched:
-            cells = round(self.share * WIDTH)
-            drawn = "█" * cells + "░" * (WIDTH - cells)
-            sys.stderr.write(f"\r\x1b[K{self.what}  {drawn}  {phase}")
-            sys.stderr.flush()
+    WIDTH = 30
+
+    def __init__(self, phases: Sequence[str], what: str = "tracing", steps: int = 2) -> None:
+        """phases: of a step, in order, "load" first."""
+        self.phases = [name for name in phases if name != "load"]
+        self.what, self.steps = what, steps
+        self.step = self.most = 0  # the furthest phase of this step
+
+    def __call__(self, phase: str, step: int | None = None) -> None:
+        share = self.share(phase, step)
+        if not sys.stderr.isatty():
+            return
+        full = round(share * self.WIDTH)
+        bar = "█" * full + "·" * (self.WIDTH - full)
+        sys.stderr.write(f"\r\x1b[K{bar} {share:4.0%} {self.what} {phase}")
+        sys.stderr.flush()
+
+    def share(self, phase: str, step: int | None = None) -> float:
+        """How much is done when this phase begins."""
+        place = self.phases.index(phase) if phase in self.phases else 0
+        begins = place == 0 and self.most > 0 and phase in self.phases
+        now = self.step + begins if step is None else max(0, step - 1)
+        if now > self.step:
+            self.step, self.most = min(now, self.steps - 1), 0
+        self.most = max(self.most, place)
+        count = max(1, len(self.phases))
+        return (self.step * count + self.most) / (self.steps * count)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *fault: object) -> None:
-        if self.watched:
+        if sys.stderr.isatty():  # what follows stands where it stood
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

@@ -27,10 +27,10 @@ def three(here: Here, options: list[str], steps: int) -> Three:
     plan, environment = here
     estimate = estimated(plan)
     names = [phase.name for phase in estimate.phases] if estimate else []
-    with Bar("tracing  ", names, 1) as bar:
-        traced = worker.dry_run(plan, (), lambda phase: bar.show(phase, 1), environment)
-    with Bar("measuring", [phase.name for phase in traced.phases], steps + 1) as bar:
-        measured = worker.measure(plan, options, bar.show, environment)
+    with Bar(names) as bar:
+        traced = worker.dry_run(plan, (), bar, environment)
+    with Bar([phase.name for phase in traced.phases], "measuring", steps + 1) as bar:
+        measured = worker.measure(plan, options, bar, environment)
     return Three(estimate, traced, measured)
 
 

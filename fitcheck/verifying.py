@@ -8,7 +8,6 @@ A dry run takes seconds, hence one at a time, as they are asked for.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from fitcheck import worker
 from fitcheck.advice import Fix, expandable
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
+from fitcheck.progress import Bar
 from fitcheck.report import Report
 
 STOPPED = "stopped"  # what worker.py says after ctrl-C
@@ -64,12 +64,9 @@ def verified(report: Report, found: Sequence[Fix]) -> Iterator[Check]:
 
 def _check(report: Report, fix: Fix | None, plan: Plan) -> Check:
     variable, _, value = fix.environment.partition("=") if fix else ("", "", "")
-    bar = worker.Bar([phase.name for phase in report.phases]) if sys.stderr.isatty() else None
+    environment = {variable: value} if variable else {}
     try:
-        environment = {variable: value} if variable else {}
-        return Check(fix, worker.dry_run(plan, (), bar, environment))
+        with Bar([phase.name for phase in report.phases]) as bar:
+            return Check(fix, worker.dry_run(plan, (), bar, environment))
     except FitCheckError as fault:  # not every plan can be built or traced
         return Check(fix, None, fault.message)
-    finally:
-        if bar:
-            bar.clear()

@@ -31,42 +31,6 @@ PATIENCE = 60.0  # seconds that an interrupted measurement has to come to its ne
 Progress = Callable[[Mapping[str, Any]], None]
 
 
-class Bar:
-    """A progress bar on standard error: two steps are traced, each phase of them an equal share.
-
-    Call it with the name of each phase as it begins; a phase may come again within its step.
-    """
-
-    WIDTH = 30
-
-    def __init__(self, phases: Sequence[str]) -> None:
-        """phases: of a step, in order, "load" first."""
-        self.phases = [name for name in phases if name != "load"]
-        self.step = self.most = 0  # the furthest phase of this step
-
-    def __call__(self, phase: str) -> None:
-        share = self.share(phase)
-        full = round(share * self.WIDTH)
-        bar = "█" * full + "·" * (self.WIDTH - full)
-        sys.stderr.write(f"\r\x1b[K{bar} {share:4.0%} tracing {phase}")
-        sys.stderr.flush()
-
-    def share(self, phase: str) -> float:
-        """How much is done when this phase begins."""
-        if phase in self.phases:
-            place = self.phases.index(phase)
-            if place == 0 and self.most > 0:
-                self.step, self.most = 1, 0
-            self.most = max(self.most, place)
-        count = max(1, len(self.phases))
-        return (self.step * count + self.most) / (2 * count)
-
-    def clear(self) -> None:
-        """Take the bar away; what follows stands where it stood."""
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
-
-
 def dry_run(
     plan: Plan,
     options: Sequence[str] = (),

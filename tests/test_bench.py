@@ -132,10 +132,10 @@ def test_text_of_a_failure() -> None:
 
 def test_the_bar_never_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
     shares = []
-    with Bar("measuring", ["load", "a", "b"], steps=2) as bar:
+    with Bar(["load", "a", "b"], "measuring", steps=2) as bar:
         for phase, step in (("load", 0), ("a", 1), ("b", 1), ("a", 1), ("a", 2), ("b", 2)):
-            bar.show(phase, step)
-            shares.append(bar.share)
+            bar(phase, step)
+            shares.append(bar.share(phase, step))
     assert shares == [0, 0, 0.25, 0.25, 0.5, 0.75]
     assert capsys.readouterr().err == ""  # nobody watches
 

@@ -11,6 +11,7 @@ import pytest
 from fitcheck import FitCheckError, check, fit, resolve, worker
 from fitcheck.cli import main
 from fitcheck.difference import comparison, fullest
+from fitcheck.progress import Bar
 from fitcheck.report import ALLOCATED, Report
 
 SMALL = ["smollm2-135m", "--method", "sft", "--sequence", "256", "--batch", "2"]
@@ -97,13 +98,19 @@ def test_comparison_goes_term_by_term() -> None:
     assert all(line.endswith(("+0.00 %", " -")) for line in lines[1:])
 
 
-def test_the_bar_never_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = worker.Bar(["load", "rollout", "forward", "backward", "step"])
+def test_the_bar_never_goes_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bar = Bar(["load", "rollout", "forward", "backward", "step"])
     micro = ["forward", "backward"] * 2
     said = ["load", *(["rollout", *micro, "step"] * 2)]
     shares = [bar.share(phase) for phase in said]
     assert shares == sorted(shares) and shares[0] == 0
     assert shares[said.index("step")] == 3 / 8 and shares[-1] == 7 / 8
-    bar("step")
-    bar.clear()
+    with bar:
+        bar("step")
+    assert capsys.readouterr().err == ""  # nobody watches
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with bar:
+        bar("step")
     assert capsys.readouterr().err.endswith("tracing step\r\x1b[K")
