@@ -136,7 +136,7 @@ def _measurement(
         phases,
         ram(plan),
         source="measured",
-        speed=measured_speed(plan, phases) if done else None,
+        speed=measured_speed(plan, phases) if done and run.on_card else None,
         notes=tuple([*notes(plan), *_said(run, oom)]),
         outcome="does-not-fit" if oom else "tight" if run.retries else "fits",
     )
