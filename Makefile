@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 BASE := .venv/base.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: setup run test lint format golden bench accuracy oracle-check smoke clean
+.PHONY: setup run test lint format golden bench accuracy coefficients oracle-check smoke clean
 
 setup: $(BASE)
 
@@ -64,6 +64,10 @@ accuracy: $(DEV)
 # Every recorded run of the CUDA build, the large ones too: `make test` leaves these out.
 oracle-check: $(DEV)
 	$(BIN)/python -m pytest tests/test_cuda_steps.py --slow
+
+# Layers that no tape plays, traced from transformers' code: catalog/coefficients/. ARGS: model types.
+coefficients: $(DEV)
+	$(BIN)/python -m fitcheck.bench.coefficients $(ARGS)
 
 # What a user gets: the wheel and its dependencies from the package index, in a venv of its own.
 smoke: $(DEV)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from fitcheck import coefficients
 from fitcheck.decoder import Decoder
 from fitcheck.kernels import embedding_backward
 from fitcheck.model import Model
 from fitcheck.ops import Setting
 from fitcheck.tape import Tape
+from fitcheck.walk import Stage, Walked, traced_layers
 
 
 class Shape(NamedTuple):
@@ -49,6 +51,9 @@ class Cost(NamedTuple):
 @lru_cache(maxsize=8192)
 def forward_peak(model: Model, setting: Setting, shape: Shape, piece: str) -> tuple[int, int]:
     """(peak, casts of weights that stay until autocast's region ends) without gradients."""
+    if piece.startswith("kind"):
+        traced = coefficients.layer(model, setting, shape.rows, shape.length, int(piece[4:]))
+        return traced.forward, traced.cached
     tape = Tape(grad=False)
     block = Decoder(tape, model, setting, shape.rows, shape.length, shape.scored, shape.past)
     x = tape.new(shape.tokens * model.hidden_size * setting.stream, setting.stream)
@@ -87,6 +92,9 @@ Groups = tuple[tuple[int, Setting, str], ...]
 
 def groups(model: Model, setting: Setting, length: int) -> Groups:
     """Layers that run alike: (count, setting, piece). A window within the text needs a mask."""
+    if coefficients.is_traced(model):
+        order = coefficients.order(model)
+        return tuple((order.count(kind), setting, f"kind{kind}") for kind in sorted(set(order)))
     windowed = sum(
         g.layers for g in model.kv_cache_groups or () if g.window is not None and g.window <= length
     )
@@ -106,17 +114,6 @@ def groups(model: Model, setting: Setting, length: int) -> Groups:
     return tuple(kind for kind in found if kind[0])
 
 
-class Stage(NamedTuple):
-    """What is alive beside weights, states and older gradients at one point of an update."""
-
-    phase: str  # forward, loss, backward
-    name: str
-    activations: int  # saved by the layers for backward, or their checkpoints
-    casts: int  # autocast's 16-bit copies of weights
-    working: int  # of the piece that is running
-    gradients: int  # made so far
-
-
 @lru_cache(maxsize=8192)
 def inference_peak(model: Model, setting: Setting, shape: Shape, head: str) -> tuple[int, int, int]:
     """In a pass without gradients: casts of the layers' weights that stay, and beside them the
@@ -126,7 +123,15 @@ def inference_peak(model: Model, setting: Setting, shape: Shape, head: str) -> t
         peak, cached = forward_peak(model, kind, shape, piece)
         largest = max(largest, peak - cached)
         casts += count * cached
-    return casts, largest, forward_peak(model, setting, shape, head)[0]
+    head_peak, _ = forward_peak(model, _streaming(model, setting), shape, head)
+    return casts, largest, head_peak
+
+
+def _streaming(model: Model, setting: Setting) -> Setting:
+    """The setting of the head: some layers hand fp32 on."""
+    if not coefficients.is_traced(model):
+        return setting
+    return setting._replace(stream=coefficients.stream(model, setting))
 
 
 class Layers(NamedTuple):
@@ -183,44 +188,70 @@ def update_stages(
     reentrant: bool = False,
 ) -> tuple[Stage, ...]:
     """The moments of one forward and backward that can be the largest, in order."""
+    setting = _streaming(model, setting)
+    ends = training_cost(model, setting, shape, head, False, accumulate)
+    tied = _tied_gradient(model, setting, head)
+    waiting = tied if accumulate else ends.gradients
+    if coefficients.is_traced(model):
+        walked = traced_layers(
+            *(model, setting, shape.rows, shape.length, checkpointing, accumulate, waiting)
+        )
+    else:
+        walked = _played_layers(
+            model, setting, shape, checkpointing, accumulate, waiting, reentrant
+        )
+    kept, casts, gradients = walked.kept, walked.casts, waiting + walked.gradients
+    stages = [walked.forward]
+    if head not in ("chunked_loss", "fused_loss"):  # the model's forward ends in logits or scores
+        piece = "score" if head == "score" else "all_logits"
+        made = training_cost(model, setting, shape, piece).training
+        stages.append(Stage("forward", "logits", kept, casts, made, 0))
+    loss = ends.kept if head == "score" else ends.training  # of scores, the loss is a few numbers
+    stages += [
+        Stage("loss", "logits", kept, casts, loss, 0),
+        Stage("backward", "logits", kept, 0, ends.backward - waiting, waiting),
+        *walked.backward,
+    ]
+    if setting.trains:
+        rows, width = model.vocab_size, model.embedding_width
+        # In plain types the head's gradient is a transposed view: the sum is then a third tensor.
+        third = tied if setting.weight == setting.compute else 0
+        working = shape.tokens * model.hidden_size * setting.stream
+        working += rows * width * setting.weight + third
+        working += embedding_backward(shape.tokens, width, rows)
+        stages.append(Stage("backward", "embedding", 0, 0, working, gradients))
+    return tuple(stages)
+
+
+def _played_layers(
+    model: Model, setting: Setting, shape: Shape, checkpointing: bool, accumulate: bool,
+    waiting: int, reentrant: bool,
+) -> Walked:  # fmt: skip
+    """Layers on a tape: those of the same kind lie together."""
     kinds = groups(model, setting, shape.length)
     costs = [
         (count, training_cost(model, kind, shape, piece, False, accumulate, checkpointing))
         for count, kind, piece in kinds
     ]
-    hidden = shape.tokens * model.hidden_size * setting.stream
     if checkpointing:
+        hidden = shape.tokens * model.hidden_size * setting.stream
         layers = _checkpointed(costs, hidden, reentrant)
     else:  # nothing below a frozen model's first layer needs a gradient
         _, kind, piece = kinds[0]
         first = training_cost(model, kind, shape, piece, not setting.trains, accumulate, False)
         layers = _saved(costs, first)
     kept, casts = layers.kept, layers.casts
-    ends = training_cost(model, setting, shape, head, False, accumulate)
-    tied = _tied_gradient(model, setting, head)
-    waiting = tied if accumulate else ends.gradients
-    stages = [Stage("forward", "last layer", kept, casts, layers.running, 0)]
-    if head not in ("chunked_loss", "fused_loss"):  # the model's forward ends in logits or scores
-        piece = "score" if head == "score" else "all_logits"
-        made = training_cost(model, setting, shape, piece).training
-        stages.append(Stage("forward", "logits", kept, casts, made, 0))
     others = waiting + layers.gradients - layers.first_gradients
-    loss = ends.kept if head == "score" else ends.training  # of scores, the loss is a few numbers
-    stages += [
-        Stage("loss", "logits", kept, casts, loss, 0),
-        Stage("backward", "logits", kept, 0, ends.backward - waiting, waiting),
-        Stage("backward", "last layer", kept, 0, layers.replayed, waiting),
-        Stage("backward", "first layer", layers.own, 0, layers.first - layers.own, others),
-    ]
-    if setting.trains:
-        rows, width = model.vocab_size, model.embedding_width
-        # In plain types the head's gradient is a transposed view: the sum is then a third tensor.
-        third = tied if setting.weight == setting.compute else 0
-        working = hidden + rows * width * setting.weight + third
-        working += embedding_backward(shape.tokens, width, rows)
-        gradients = waiting + layers.gradients
-        stages.append(Stage("backward", "embedding", 0, 0, working, gradients))
-    return tuple(stages)
+    return Walked(
+        kept,
+        casts,
+        Stage("forward", "last layer", kept, casts, layers.running, 0),
+        (
+            Stage("backward", "last layer", kept, 0, layers.replayed, waiting),
+            Stage("backward", "first layer", layers.own, 0, layers.first - layers.own, others),
+        ),
+        layers.gradients,
+    )
 
 
 def _tied_gradient(model: Model, setting: Setting, head: str) -> int:
@@ -232,6 +263,8 @@ def _tied_gradient(model: Model, setting: Setting, head: str) -> int:
 
 def explain(model: Model, setting: Setting, shape: Shape, piece: str, until: str) -> str:
     """The largest tensors at a piece's peak, for people. until: no-grad, forward or backward."""
+    if coefficients.is_traced(model) and piece == "layer":
+        return f"{shape.rows} x {shape.length} tokens, as traced: catalog/coefficients/"
     grad = until != "no-grad"
     tape = Tape(grad=grad, explain=True)
     block = Decoder(tape, model, setting, shape.rows, shape.length, shape.scored, shape.past)

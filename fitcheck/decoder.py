@@ -7,13 +7,12 @@ uses.
 
 from __future__ import annotations
 
+from fitcheck import coefficients
 from fitcheck.attention import Attention
-from fitcheck.flows import FLOWS
 from fitcheck.heads import Heads
 from fitcheck.mixture import Mixture
 from fitcheck.model import Model
 from fitcheck.tape import Buffer
-from fitcheck.weights import has_closed_form
 
 # (architecture, LoRA targets) that PEFT 0.21 cannot adapt, or not run.
 NO_LORA = {("phimoe", "all-linear"), ("afmoe", "attention")}
@@ -23,8 +22,8 @@ def covered(
     model: Model, tuning: str = "full", targets: str | tuple[str, ...] = "all-linear"
 ) -> str:
     """What of the model the estimate does not cover, in words; empty when it covers all."""
-    if model.model_type not in FLOWS or not has_closed_form(model):
-        return f"the architecture {model.model_type}"
+    if coefficients.is_traced(model):
+        return coefficients.missing(model, tuning, targets)
     if tuning in ("lora", "qlora") and (model.model_type, targets) in NO_LORA:
         return f"LoRA on {targets} of the architecture {model.model_type}, where PEFT fails"
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fitcheck import kernels
+from fitcheck import coefficients, kernels
 from fitcheck.decoder import covered
 from fitcheck.errors import FitCheckError
 from fitcheck.flows import FLOWS
@@ -28,7 +28,7 @@ def fit(plan: Plan, error: Error | None = None, seconds: bool = True) -> Report:
         (plan.reward_architecture, ""),
         (plan.critic_architecture, plan.critic_tuning or ""),
     ):
-        if model is not None and (why := covered(model, tuning)):
+        if model is not None and (why := covered(model, tuning, plan.lora_targets or "all-linear")):
             raise FitCheckError(
                 f"{model.id}: the estimate does not cover {why}",
                 "choose another model; `fitcheck models` marks what is covered",
@@ -67,6 +67,11 @@ def notes(plan: Plan) -> list[str]:
     for row in (plan.model, plan.reward_architecture, plan.critic_architecture):
         if row is not None and row.doubt:
             found.append(f"{row.id} is {row.doubt}")
+        if row is not None and coefficients.is_recurrent(row):
+            found.append(
+                f"{row.id}: its recurrent layers are counted as transformers runs them without "
+                "mamba-ssm, causal-conv1d and flash-linear-attention; with those it is otherwise"
+            )
     if plan.gpu.doubt:
         found.append(f"{plan.gpu.name}: unverified {plan.gpu.doubt}")
     training = plan.method != "inference"

@@ -178,3 +178,11 @@ FLOWS: dict[str, Flow] = {
     "vaultgemma": _GEMMA._replace(kernel="eager", softcap=True, logits="softcapped"),
     "youtu": _MLA,
 }
+
+# Architectures whose layers are traced (coefficients.py): only what comes after the last layer.
+HEADS: dict[str, Flow] = {
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"), _GEMMA),
+    **dict.fromkeys(("falcon_h1", "granite_swa", "granitemoehybrid"), Flow(logits="scale")),
+    "dbrx": Flow(norm="layer_norm"),
+    "recurrent_gemma": _GEMMA._replace(logits="softcapped"),
+}

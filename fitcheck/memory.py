@@ -10,11 +10,12 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
+from fitcheck import coefficients
 from fitcheck.errors import FitCheckError
 from fitcheck.flows import EXPERT_LINEARS, FLOWS
 from fitcheck.layouts import LAYOUTS
 from fitcheck.model import Model
-from fitcheck.weights import has_closed_form, weights
+from fitcheck.weights import has_weights, weights
 
 MIB = 2**20
 SMALL_8BIT = 4096  # bitsandbytes keeps states of smaller tensors in fp32 (min_8bit_size)
@@ -50,9 +51,9 @@ Trained = list[tuple[tuple[int, ...], int, int, str]]  # (shape, copies, bytes p
 @lru_cache(maxsize=4096)
 def base_tensors(model: Model, head: str) -> Tensors:
     """Tensors of the base and its head; an architecture without closed form is one lump."""
-    if has_closed_form(model):
+    if has_weights(model):
         flow = FLOWS.get(model.model_type)
-        wide = flow.fp32 if flow else ()
+        wide = flow.fp32 if flow else coefficients.kept_in_fp32(model)
         found = [
             (w.shape, w.copies, w.kind, w.name.rpartition(".")[2] in wide)
             for w in weights(model)
@@ -71,6 +72,9 @@ def adapter_tensors(
     model: Model, rank: int, targets: str | tuple[str, ...]
 ) -> tuple[tuple[tuple[int, ...], int, str], ...]:
     """LoRA's A and B of every targeted linear (arXiv 2106.09685): rank x inputs, outputs x rank."""
+    if coefficients.is_traced(model):
+        traced = coefficients.entry(model)["adapters"][str(targets)]
+        return tuple(((ranks * rank, side), n, "adapter") for ranks, side, n in traced)
     place, flow = LAYOUTS[model.model_type].attention, FLOWS.get(model.model_type)
     experts = flow is not None and flow.adapted_experts and targets == "all-linear"
     found: list[tuple[tuple[int, ...], int, str]] = []
@@ -257,7 +261,12 @@ def kv_cache(model: Model, rows: int, tokens: int, bytes_per: float) -> int:
     elements = sum(
         g.elems_per_token * min(tokens, g.window or tokens) for g in model.kv_cache_groups
     )
-    return int(rows * elements * bytes_per)
+    return int(rows * (elements * bytes_per + recurrent_state(model)))
+
+
+def recurrent_state(model: Model) -> int:
+    """Bytes that recurrent and convolution layers keep of one sequence, whatever its length."""
+    return coefficients.state(model)
 
 
 def kv_beyond(model: Model, rows: int, tokens: int, bytes_per: int) -> int:
@@ -315,4 +324,6 @@ def kv_why(model: Model, rows: int, tokens: int, bytes_per: float) -> str:
         f"{g.k_elems_per_token + g.v_elems_per_token}"
         for g in model.kv_cache_groups or ()
     ]
-    return f"{rows} sequences x ({' + '.join(parts)}) elements x {bytes_per:g} B"
+    state = recurrent_state(model)
+    more = f" + {rows} recurrent states x {state:,} B" if state else ""
+    return f"{rows} sequences x ({' + '.join(parts)}) elements x {bytes_per:g} B{more}"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fitcheck.flows import EXPERT_LINEARS, FLOWS, Flow
+from fitcheck.flows import EXPERT_LINEARS, FLOWS, HEADS, Flow
 from fitcheck.kernels import Card, reduction
-from fitcheck.layouts import LAYOUTS, Layout
+from fitcheck.layouts import LAYOUTS, LLAMA, Layout
 from fitcheck.model import Model
 from fitcheck.tape import PARTS, SAME, Buffer, Tape
 
@@ -66,8 +66,8 @@ class Block:
     ) -> None:
         self.tape, self.model, self.setting = tape, model, setting
         self.rows, self.tokens, self.scored, self.past = rows, rows * length, scored, past
-        self.layout: Layout = LAYOUTS[model.model_type]
-        self.flow: Flow = FLOWS[model.model_type]
+        self.layout: Layout = LAYOUTS.get(model.model_type, LLAMA)
+        self.flow: Flow = FLOWS.get(model.model_type) or HEADS.get(model.model_type, Flow())
 
     def cast(self, x: Buffer, size: int) -> Buffer:
         return x if x.size == size else self.tape.op("cast", [x], x.bytes // x.size * size, size)

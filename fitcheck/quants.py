@@ -13,7 +13,7 @@ from math import prod
 from fitcheck.errors import FitCheckError
 from fitcheck.layouts import LAYOUTS
 from fitcheck.model import Model, Weight
-from fitcheck.weights import has_closed_form, weights
+from fitcheck.weights import has_closed_form, has_weights, weights
 
 # ggml type -> (elements of a block, bytes of a block)
 BLOCKS = {
@@ -40,12 +40,13 @@ def weight_bytes(model: Model, quant: str) -> int:
     """Bytes of a model's weights on the card; FitCheckError where its tensors are not known."""
     if quant in PLAIN:
         return model.params * PLAIN[quant]
-    if not has_closed_form(model):
+    listed = quant in LINEAR or quant in ("nf4", "int8")
+    if not (has_weights(model) if listed else has_closed_form(model)):
         raise FitCheckError(
             f"{model.id}: its single tensors are not known, so {quant} cannot be computed",
             "use --quant bf16, or another model",
         )
-    if quant in LINEAR or quant in ("nf4", "int8"):
+    if listed:
         return sum(_checkpoint(w, quant) * w.copies for w in weights(model))
     tied = model.tie_word_embeddings
     return sum(_gguf(w, model, quant, tied) for w in weights(model))

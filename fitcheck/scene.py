@@ -11,13 +11,14 @@ from dataclasses import fields
 from functools import lru_cache, partial
 
 from fitcheck import activations, kernels, memory, quants
-from fitcheck.activations import Shape, Stage
+from fitcheck.activations import Shape
 from fitcheck.memory import Role
 from fitcheck.model import Model
 from fitcheck.ops import Setting
 from fitcheck.plan import Plan
 from fitcheck.report import CACHED, OUTSIDE, Moment, Phase, Term
 from fitcheck.roles import roles, setting
+from fitcheck.walk import Stage
 
 Terms = tuple[Term, ...]
 

@@ -27,13 +27,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fitcheck.bench.configs import config_from  # noqa: E402
+from fitcheck.bench.listed import config_of  # noqa: E402
 from fitcheck.bench.precision import DTYPES  # noqa: E402
 from fitcheck.catalog import models  # noqa: E402
 from fitcheck.errors import FitCheckError  # noqa: E402
 from fitcheck.flows import FLOWS  # noqa: E402
 from fitcheck.model import Model  # noqa: E402
 from fitcheck.weights import has_closed_form  # noqa: E402
-from tests.test_model_oracle import config_of, shortened  # noqa: E402
+from tests.test_model_oracle import shortened  # noqa: E402
 
 DATA = Path(__file__).parent / "data" / "cuda_layers.json"
 ROWS, LENGTH, RANK = 2, 1024, 16

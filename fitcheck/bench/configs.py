@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
+from fitcheck.bench.listed import spread, text_module
 from fitcheck.errors import FitCheckError
 from fitcheck.model import Model
 
@@ -56,7 +57,7 @@ def config_from(model: Model) -> PretrainedConfig:
     counts = dict(model.layer_type_counts or {})
     kinds = getattr(config, "layer_types", None)
     if kinds and counts and Counter(kinds) != counts and set(counts) <= set(kinds):
-        config.layer_types = _spread(counts)
+        config.layer_types = spread(counts)
     return config
 
 
@@ -65,6 +66,8 @@ def empty_module(model: Model, dtype: torch.dtype, attention: str | None, headle
 
     FitCheckError where transformers cannot build it, or not with the row's parameters.
     """
+    if model.tensors is not None:
+        return text_module(model, dtype, attention, headless)
     config = config_from(model)
     auto = AutoModel if headless else AutoModelForCausalLM
     if attention == "sdpa" and not _has_sdpa(auto, config):
@@ -105,15 +108,6 @@ def _takes(config: PretrainedConfig, name: str) -> bool:
 def _free(config: PretrainedConfig) -> bool:
     """Whether head_dim can be set: it is no property of the class."""
     return not isinstance(getattr(type(config), "head_dim", None), property)
-
-
-def _spread(counts: dict[str, int]) -> list[str]:
-    """That many layers of each kind, the rarer ones at even distances."""
-    layers = sum(counts.values())
-    places = [
-        ((i + 1) * layers / count, kind) for kind, count in counts.items() for i in range(count)
-    ]
-    return [kind for _, kind in sorted(places)]
 
 
 def _shape(model: Model) -> dict[str, Any]:

@@ -200,12 +200,23 @@ def _unsafe_view(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
     return aten.view.default(*args)  # a view, though its schema says it is not; and this is C++
 
 
+def _grouped_mm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Experts' products. The card multiplies fp32 too; the meta kernel checks for bf16."""
+    if args[0].dtype != torch.float32:
+        return _plain(tracer, func, args, kwargs)
+    narrow = [x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+    out = func(*narrow, **kwargs).float()
+    tracer.register(out, func)
+    return out
+
+
 _SPECIAL: dict[Any, Rule] = {
     aten.mm.default: _matmul,
     aten.mm.out: _matmul,
     aten.addmm.default: _matmul,
     aten.bmm.default: _matmul,
     aten.baddbmm.default: _matmul,
+    aten._grouped_mm.default: _grouped_mm,
     aten.add.Tensor: _add,
     aten.index_put.default: _index_put,
     aten._unsafe_view.default: _unsafe_view,

@@ -187,7 +187,6 @@ class _Builder:
 
     def module(self, model: Model, dtype: str, quant: str | None, headless: bool) -> Any:
         """A model in that type, without its vocabulary head where there is no use for one."""
-        self.check(model, dtype)
         module = empty_module(model, DTYPES[dtype], self.attention, headless)
         if quant:
             quantize(module, quant, DTYPES[dtype], self.device)
@@ -195,14 +194,6 @@ class _Builder:
         if self.device.type == "meta":
             keep_rotary_in_fp32(module)
         return module
-
-    def check(self, model: Model, dtype: str) -> None:
-        """FitCheckError for what cannot be traced."""
-        if model.moe and self.device.type == "meta" and dtype == "fp32":
-            raise FitCheckError(
-                "a dry run of experts in fp32 is not possible: PyTorch traces them in 16 bit only",
-                "add --precision bf16-autocast or bf16",
-            )
 
     def prepare(self, module: Any, tuning: str, role: str) -> None:
         """Make a module ready to train: its adapter, its checkpointing."""
