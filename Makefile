@@ -14,7 +14,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 BASE := .venv/base.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: setup run test lint format golden bench accuracy coefficients oracle-check smoke clean
+.PHONY: setup run test lint format golden bench accuracy coefficients oracle-check smoke \
+	gpu-suite gpu-wheels clean
 
 setup: $(BASE)
 
@@ -72,6 +73,19 @@ coefficients: $(DEV)
 # What a user gets: the wheel and its dependencies from the package index, in a venv of its own.
 smoke: $(DEV)
 	$(BIN)/python -m pytest tests/test_install.py --index
+
+# The truth on a card: its own python3 with torch and transformers, ten minutes, no network.
+#   make gpu-wheels               here first, where that machine has no network: what FitCheck needs
+#   make gpu-suite ARGS="--to X"  there; begun again, it goes on
+gpu-suite:
+	$(PYTHON) benchmarks/gpu_suite.py $(ARGS)
+
+CARRIED := pydantic psutil nvidia-ml-py platformdirs
+ALONE := peft accelerate
+FOR := --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64
+gpu-wheels: $(BASE)
+	$(BIN)/python -m pip download --quiet --dest wheels --only-binary=:all: $(FOR) $(CARRIED)
+	$(BIN)/python -m pip download --quiet --dest wheels --only-binary=:all: $(FOR) --no-deps $(ALONE)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
