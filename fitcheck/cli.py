@@ -21,7 +21,7 @@ from fitcheck.report import Report
 from fitcheck.table import columns
 
 EPILOG = """\
-fitcheck    alone, on a terminal: the interactive screen
+fitcheck    alone, on a terminal: the screen    fitcheck --serve: in a browser
 fitcheck check llama-3.1-8b --gpu 4090 --method ppo --tuning qlora
 fitcheck check qwen3-8b --method inference --quant q4_k_m --context 32k
 fitcheck models llama --params 1b..13b    fitcheck gpus 4090    fitcheck machine
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles, pipes
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(words) if words else _opened()
+        code = (_served(words) if words[0] == "--serve" else _run(words)) if words else _opened()
         sys.stdout.flush()  # here, where a closed pipe is still caught
         return code
     except FitCheckError as fault:
@@ -209,6 +209,20 @@ def _opened() -> int:
     from fitcheck import tui  # a third of a second that only the screen needs
 
     return tui.run()
+
+
+def _served(words: Sequence[str]) -> int:
+    """`fitcheck --serve`: the screen in a browser, on this machine alone."""
+    parser = Parser(prog="fitcheck", description="Serve the screen to this machine's browser.")
+    parser.add_argument("--serve", action="store_true", required=True, help="serve on localhost")
+    parser.add_argument("--port", type=int, default=8000, help="the port (8000)")
+    parser.add_argument("--allow-measure", action="store_true", help="let it run steps on the GPU")
+    args = parser.parse_args(words)
+    if not 0 < args.port < 2**16:
+        raise FitCheckError(f"--port cannot be {args.port}", "a number from 1 to 65535")
+    from fitcheck.tui.serve import serve
+
+    return serve(args.port, args.allow_measure)
 
 
 def _run(words: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ fitcheck                 # on a terminal
 """
 
 
-def run() -> int:
+def run(may_measure: bool = True) -> int:
     """Open the screen where it was left; the exit code."""
     import sys
 
@@ -12,7 +12,7 @@ def run() -> int:
     from fitcheck.tui.app import FitCheckApp
 
     kept, said = state.load()
-    app = FitCheckApp(state=kept, watch_machine=True, said=said)
+    app = FitCheckApp(state=kept, watch_machine=True, said=said, may_measure=may_measure)
     app.run()
     if app.return_code == 0 and (fault := state.save(app.state())):
         print(f"note: {fault}", file=sys.stderr)

@@ -5,4 +5,4 @@ import sys
 from fitcheck.tui import run
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run(may_measure="--no-measure" not in sys.argv[1:]))

@@ -88,7 +88,8 @@ class Advised(Message):
 class FitCheckApp(App[None]):
     """plan: what to ask first. watch_machine: look at this computer, after the first paint.
 
-    state: what an earlier session left; said: what is to be told about it.
+    state: what an earlier session left; said: what is to be told about it. may_measure: whether
+    this session may run a step on this machine's card.
     """
 
     CSS_PATH = "fitcheck.tcss"
@@ -115,11 +116,13 @@ class FitCheckApp(App[None]):
         state: State | None = None,
         watch_machine: bool = False,
         said: str = "",
+        may_measure: bool = True,
     ) -> None:
         super().__init__()
         kept = state or State()
         self.watch_machine = watch_machine
         self.said = said
+        self.may_measure = may_measure
         self.found = found
         self.pins = list(kept.pins)
         self.past: list[View] = []
