@@ -86,11 +86,6 @@ def test_command(
     assert max(map(len, shown.splitlines()), default=0) <= 80
 
 
-def test_the_screen_is_shown() -> None:
-    _, shown = next(commands())
-    assert "GiB usable" in shown
-
-
 def test_python(accept: Callable[[str, str], bool]) -> None:
     (block,) = blocks("pycon")
     names: dict[str, Any] = {}

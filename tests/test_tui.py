@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from fitcheck.tui import knobs, view
 from fitcheck.tui.app import FitCheckApp
 from fitcheck.tui.tips import tips
 
+ROOT = Path(__file__).parent.parent
 SIZES = [(60, 20), (80, 24), (100, 30), (120, 34), (160, 45), (200, 60)]
 
 
@@ -26,6 +29,16 @@ def test_golden(size: tuple[int, int], golden: Callable[[str, str], None]) -> No
         return text(pilot.app)
 
     golden(f"tui-fit-{size[0]}x{size[1]}", drive(script, size))
+
+
+def test_the_readme_shows_this_screen(request: pytest.FixtureRequest) -> None:
+    now = (ROOT / "tests/golden/tui-fit-80x24.txt").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    if request.config.getoption("--update-golden"):
+        (ROOT / "README.md").write_text(readme.replace(shown, now), encoding="utf-8", newline="\n")
+    else:
+        assert shown == now
 
 
 @pytest.mark.parametrize("size", SIZES, ids=[f"{w}x{h}" for w, h in SIZES])

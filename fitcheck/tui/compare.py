@@ -38,15 +38,8 @@ def outcome(report: Report | None) -> list[tuple[str, str, str]]:
         ("spare GiB", f"{'−' if spare < 0 else ''}{gib(abs(spare))}", ""),
         ("peak phase", report.peak_phase.name, ""),
         ("RAM GiB", gib(report.ram.peak_bytes), ""),
-        ("step seconds", seconds(report), ""),
+        ("step seconds", f"{report.speed.step_seconds:.3g}" if report.speed else "-", ""),
     ]
-
-
-def seconds(report: Report) -> str:
-    """Of one step, as far as the speed of its phases is known."""
-    known = [phase.seconds for phase in report.phases if phase.name != "load"]
-    total = sum(second for second in known if second is not None)
-    return f"{total:.3g}" if known and None not in known else "-"
 
 
 class Compare(Page):

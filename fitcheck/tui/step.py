@@ -38,11 +38,12 @@ def phase_bars(report: Report, room: int, rows: int) -> list[Line]:
     merged = len(report.phases) > rows - 1 or room - longest < 10 + LEAST_BAR
     found = stages(report, merged)
     names = max(len(name) for name, _ in found)
-    space = max(4, room - names - 10)
+    timed = 8 if room - names >= 28 + LEAST_BAR else 0  # columns of the seconds
+    space = max(4, room - names - 10 - timed)
     whole = max(report.peak_bytes, report.usable_bytes, 1)
     limit = min(space - 1, round(report.usable_bytes / whole * space))
     worst = report.peak_phase
-    lines: list[Line] = [[Span("MEMORY THROUGH ONE STEP, GiB", "head")]]
+    lines = [_head(report, room)]
     for name, phases in found:
         size = max(phase.bytes for phase in phases)
         cells = round(size / whole * space)
@@ -55,7 +56,9 @@ def phase_bars(report: Report, room: int, rows: int) -> list[Line]:
         line.append(Span("█" * outside, "bad"))
         line.append(Span("·" * (space - limit - 1 - outside), "dim"))
         line.append(Span(f"{gib(size):>7}", "bold" if worst in phases else ""))
-        line.append(Span(" ◀" if worst in phases else ""))
+        line.append(Span(" ◀" if worst in phases else "  "))
+        if timed:
+            line.append(Span(f"{_seconds(phases):>8}", "dim"))
         lines.append(line)
     return lines
 
@@ -67,10 +70,7 @@ def skyline(report: Report, room: int, rows: int) -> list[Line]:
     spans = _widths(report, columns)
     top = max(report.peak_bytes, report.usable_bytes, 1) * 1.02
     limit = height - 1 - min(height - 1, int(report.usable_bytes / top * height))
-    timed = all(phase.seconds for phase in report.phases)
-    words = "width = time" if timed else "each phase as wide as the others"
-    head = [Span("MEMORY THROUGH ONE STEP, GiB", "head")]
-    lines: list[Line] = [apart(head, [Span(words, "dim")], room)]
+    lines = [_head(report, room, wide=True)]
     stacks = [_stack(phase, colours(report), top / height) for phase in report.phases]
     for y in range(height):
         level = height - 1 - y
@@ -85,16 +85,35 @@ def skyline(report: Report, room: int, rows: int) -> list[Line]:
     return lines
 
 
+def _head(report: Report, room: int, wide: bool = False) -> Line:
+    """The heading, and how long a step takes; wide: that the width is that time."""
+    head = [Span("MEMORY THROUGH ONE STEP, GiB", "head")]
+    if report.speed is None:
+        return head
+    words = f"{report.speed.step_seconds:.3g} s"
+    if wide:
+        words = f"width = time, {words} in all"
+    return apart(head, [Span(words, "dim")], room)
+
+
+def _seconds(phases: list[Phase]) -> str:
+    known = [phase.seconds for phase in phases if phase.seconds is not None]
+    return f"{sum(known):.3g} s" if known else ""
+
+
 def _widths(report: Report, columns: int) -> list[int]:
-    """Columns of each phase: by its seconds where they are known, but at least one."""
+    """Columns of each phase: by its seconds where they are known, but at least two."""
     seconds = [phase.seconds or 0.0 for phase in report.phases]
-    if not all(seconds):
+    whole = sum(seconds) or 1.0
+    least = min(2, columns // len(seconds))
+    if not any(seconds):
         seconds = [1.0] * len(seconds)
-    shares = [max(second / sum(seconds), 2 / columns) for second in seconds]
+        whole = sum(seconds)
+    free = columns - least * len(seconds)
     ends, sofar = [], 0.0
-    for share in shares:
-        sofar += share / sum(shares)
-        ends.append(round(sofar * columns))
+    for second in seconds:
+        sofar += least + free * second / whole
+        ends.append(round(sofar))
     return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
