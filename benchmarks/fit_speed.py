@@ -1,7 +1,7 @@
 """Fit the constants of catalog/speed.json on published measurements, and say how far off they are.
 
     python -m benchmarks.fit_speed            # prints constants and errors
-    python -m benchmarks.fit_speed --write    # and writes catalog/speed.json
+    python -m benchmarks.fit_speed --write    # and writes catalog/speed.json, docs/speed.md
 
 Rows: tests/data/decode_speed.csv and training_speed.csv, each with its source. A model of seconds
 that is linear in its constants is fitted by least absolute relative errors. Errors are those of
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from benchmarks.engine_samples import (
     grpo_step,
     training_launches,
 )
+from benchmarks.least_errors import Fitted, fitted, median, percentile
 from benchmarks.speed_samples import (
     BORROWED,
     CEILINGS,
@@ -40,60 +41,9 @@ from benchmarks.speed_samples import (
     unfit,
 )
 
-FILE = Path(__file__).parent.parent / "catalog" / "speed.json"
-
-Fitted = dict[str, float]
-
-
-def fitted(samples: Sequence[Sample], rounds: int = 30) -> Fitted:
-    """Constants, none negative, that minimize the sum of |1 - predicted / measured|.
-
-    Least squares, reweighted by the errors of the round before, by coordinate descent.
-    """
-    names = sorted({name for sample in samples for name in sample.features})
-    at = {name: i for i, name in enumerate(names)}
-    rows = [[(at[n], x / s.seconds) for n, x in s.features.items()] for s in samples]
-    scale = [1e-30] * len(names)
-    for row in rows:
-        for i, x in row:
-            scale[i] = max(scale[i], x)
-    values, weights = [0.0] * len(names), [1.0] * len(rows)
-    for _ in range(rounds):
-        values = _least_squares(rows, weights, scale, values)
-        misses = [abs(1 - sum(values[i] * x for i, x in row)) for row in rows]
-        weights = [1 / max(0.01, miss) for miss in misses]
-    return dict(zip(names, values, strict=True))
-
-
-def _least_squares(
-    rows: list[list[tuple[int, float]]],
-    weights: list[float],
-    scale: list[float],
-    values: list[float],
-) -> list[float]:
-    """Weighted least squares to 1, not negative: each constant in turn, until none moves."""
-    size = len(scale)
-    square = [[0.0] * size for _ in range(size)]
-    target = [0.0] * size
-    for row, weight in zip(rows, weights, strict=True):
-        for i, x in row:
-            target[i] += weight * x / scale[i]
-            for j, y in row:
-                square[i][j] += weight * x / scale[i] * y / scale[j]
-    found = [value * unit for value, unit in zip(values, scale, strict=True)]
-    for _ in range(2000):
-        moved = 0.0
-        for i in range(size):
-            if square[i][i] <= 0:
-                continue
-            rest = target[i] - sum(
-                square[i][j] * found[j] for j in range(size) if j != i and square[i][j]
-            )
-            new = max(0.0, rest / square[i][i])
-            moved, found[i] = max(moved, abs(new - found[i])), new
-        if moved < 1e-7:
-            break
-    return [value / unit for value, unit in zip(found, scale, strict=True)]
+ROOT = Path(__file__).parent.parent
+FILE, PAGE = ROOT / "catalog" / "speed.json", ROOT / "docs" / "speed.md"
+MARKS = ("<!-- errors -->", "<!-- /errors -->")  # around the table in docs/speed.md
 
 
 def errors(samples: Iterable[Sample], constants: Fitted) -> list[float]:
@@ -124,23 +74,13 @@ def left_out(samples: list[Sample]) -> dict[tuple[str, str], list[float]]:
     return found
 
 
-def percentile(values: Iterable[float], percent: int) -> float:
-    """The smallest value that at least `percent` % of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[-(-len(ordered) * percent // 100) - 1]
-
-
-def median(values: Iterable[float]) -> float:
-    return percentile(values, 50)
-
-
 class Result(NamedTuple):
-    """A fit, its errors in sample and left out, and the classes that have rows."""
+    """A fit, and its errors in sample and left out: of all rows, and by hardware class."""
 
     constants: Fitted
     inside: list[float]
     outside: list[float]
-    kinds: set[str]
+    kinds: dict[str, tuple[list[float], list[float]]]
 
 
 def result(name: str, samples: list[Sample], tell: Callable[[str], None]) -> Result:
@@ -154,16 +94,18 @@ def result(name: str, samples: list[Sample], tell: Callable[[str], None]) -> Res
     tell(
         f"  left out         {_words(outside)}, {len(outside)} rows" if outside else "  left out: -"
     )
+    kinds = {}
     for kind in sorted({s.kind for s in samples}):
         mine = [e for s, e in zip(samples, inside, strict=True) if s.kind == kind]
         others = [e for (_, k), part in parts.items() if k == kind for e in part]
+        kinds[kind] = mine, others
         tell(f"    {kind:<20}{len(mine):4}  in {_words(mine)}   out {_words(others)}")
     for (source, kind), part in sorted(parts.items(), key=lambda item: -len(item[1]))[:8]:
         tell(f"    without {source[:44]:<46}{kind:<16}{len(part):4}  {_words(part)}")
     worst = sorted(zip(inside, samples, strict=True), key=lambda pair: -pair[0])[:5]
     for error, s in worst:
         tell(f"    {100 * error:4.0f} %  {s.told}")
-    return Result(constants, inside, outside, {s.kind for s in samples})
+    return Result(constants, inside, outside, kinds)
 
 
 def _words(values: list[float]) -> str:
@@ -278,10 +220,36 @@ def content(found: dict[str, Result]) -> dict[str, Any]:
     }
 
 
+def table(found: dict[str, Result]) -> str:
+    """The errors as markdown: of each fit, all together and by hardware class."""
+    lines = [
+        "| fit | class | rows | in sample: median, 90th | left out: median, 90th |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, fit in found.items():
+        rows = {"all": (fit.inside, fit.outside)} | (fit.kinds if len(fit.kinds) > 1 else {})
+        for kind, (inside, outside) in rows.items():
+            cells = [name, kind, str(len(inside)), _cell(inside), _cell(outside)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    """Median and 90th percentile in whole percent."""
+    if not values:
+        return "-"
+    return f"{100 * median(values):.0f} %, {100 * percentile(values, 90):.0f} %"
+
+
 def main() -> None:
-    text = json.dumps(content(results(print)), indent=1) + "\n"
+    found = results(print)
     if "--write" in sys.argv[1:]:
+        text = json.dumps(content(found), indent=1) + "\n"
         FILE.write_text(text, encoding="utf-8", newline="\n")
+        before, start, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+        _, end, after = rest.partition(MARKS[1])
+        text = f"{before}{start}\n{table(found)}\n{end}{after}"
+        PAGE.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -200,12 +201,12 @@ def leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def test_the_constants_in_the_catalog_are_those_of_the_fit(fits: dict[str, Any]) -> None:
-    """Python versions add floats differently: a last digit may differ."""
+    """Within 2 %: a corrected row of a model moves them a little. More: fit them anew."""
     written = dict(leaves(json.loads(fit_speed.FILE.read_text(encoding="utf-8"))))
     now = dict(leaves(fit_speed.content(fits)))
     assert written.keys() == now.keys()
     for path, value in now.items():
-        near = pytest.approx(value, rel=2e-3) if isinstance(value, float) else value
+        near = pytest.approx(value, rel=0.02, abs=1e-6) if isinstance(value, float) else value
         assert written[path] == near, path
 
 
@@ -222,12 +223,27 @@ def test_the_goals_of_accuracy(fits: dict[str, Any]) -> None:
     assert fit_speed.median(training.outside) < 0.15
 
 
+def test_the_page_states_these_errors(fits: dict[str, Any]) -> None:
+    """docs/speed.md: another Python may round a percent the other way."""
+    text = fit_speed.PAGE.read_text(encoding="utf-8")
+    shown = text.partition(fit_speed.MARKS[0])[2].partition(fit_speed.MARKS[1])[0].strip()
+    now = fit_speed.table(fits)
+    assert re.sub(r"\d+", "#", shown) == re.sub(r"\d+", "#", now)
+    for old, new in zip(*(map(int, re.findall(r"\d+", t)) for t in (shown, now)), strict=True):
+        assert abs(old - new) <= 1
+
+
 def test_the_readme_states_these_errors(fits: dict[str, Any]) -> None:
-    text = " ".join((fit_speed.FILE.parent.parent / "README.md").read_text("utf-8").split())
-    for name in ("llama.cpp", "training"):
-        errors = (fits[name].inside, fits[name].outside)
-        inside, outside = (f"{100 * fit_speed.median(part):.1f} %" for part in errors)
-        assert f"{inside} in the median, {outside} " in text
+    text = " ".join((fit_speed.ROOT / "README.md").read_text("utf-8").split())
+    number = r"([\d.]+) %"
+    shown = re.search(
+        rf"off by {number} in the median .*?, {number} where .*? by {number} of .*?, {number} left",
+        text,
+    )
+    assert shown
+    parts = [part for n in ("llama.cpp", "training") for part in (fits[n].inside, fits[n].outside)]
+    for figure, part in zip(shown.groups(), parts, strict=True):
+        assert float(figure) == pytest.approx(100 * fit_speed.median(part), abs=0.3)
 
 
 def test_a_constant_share_of_the_bandwidth_is_far_worse(fits: dict[str, Any]) -> None:
