@@ -108,6 +108,24 @@ class RunRow(Checked):
     confidence: Text = "high"
 
 
+class LossRow(Checked):
+    """Forward and backward of a loss head alone, by its own sizes; published by others."""
+
+    id: Annotated[int, Field(ge=0)] | Name
+    source: Text
+    version: Name
+    card: Name
+    logits: Literal["given", "projected"]
+    dtype: Literal["bf16", "fp16", "fp32"]
+    loss_dtype: Literal["bf16", "fp16", "fp32"]
+    tokens: Size
+    hidden: Size | None = None
+    vocab: Size
+    tables: Annotated[int, Field(ge=0, le=100)]
+    measured: Measured
+    confidence: Text
+
+
 class File(Checked):
     """A measurement file. rung: counted is a run on a CPU, which proves nothing about a card."""
 
@@ -118,7 +136,7 @@ class File(Checked):
     versions: Annotated[dict[Name, Name], Field(max_length=50)] = {}
     note: Text = ""
     runs: Annotated[list[RunRow], Field(max_length=MOST_RUNS)] = []
-    losses: Annotated[list[dict[Name, Any]], Field(max_length=MOST_RUNS)] = []
+    losses: Annotated[list[LossRow], Field(max_length=MOST_RUNS)] = []
 
 
 def read(path: Path) -> File:

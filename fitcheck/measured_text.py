@@ -91,7 +91,7 @@ def facts(
     run = measured.run
     made = ", ".join(f"{name} {number}" for name, number in run.versions.items())
     yield "Ran", f"{run.steps} steps of {run.seconds:.2f} s after {run.warmup} to warm up; {made}"
-    if speeds := list(_speeds(measured)):
+    if speeds := list(_speeds(measured, estimate)):
         yield "Speed", "; ".join(speeds)
     if outside := [r.outside_bytes for r in measured.readings if r.outside_bytes is not None]:
         used = max(r.used_bytes or 0 for r in measured.readings)
@@ -126,7 +126,7 @@ def _against(measured: Measurement, predicted: Report) -> str:
     )
 
 
-def _speeds(measured: Measurement) -> Iterator[str]:
+def _speeds(measured: Measurement, estimate: Report | None) -> Iterator[str]:
     if not measured.run.on_card or not measured.run.steps:
         return  # the card's rates say nothing of what ran elsewhere
     updates: dict[str, float] = {}
@@ -136,6 +136,9 @@ def _speeds(measured: Measurement) -> Iterator[str]:
         if reading.bandwidth is not None:
             share = 100 * reading.bandwidth
             yield f"{reading.phase} reads at {share:.0f} % of the card's bandwidth"
+    said = sum(p.seconds or 0.0 for p in estimate.phases if p.name != "load") if estimate else 0
+    if said:
+        yield f"the estimate said {said:.2f} s a step"
     for update, mfu in updates.items():
         yield f"{update} at {100 * mfu:.0f} % MFU"
 

@@ -261,6 +261,15 @@ def test_no_step_for_a_method_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         measure(plan_of("sft"), Wishes())
 
 
+@pytest.mark.parametrize(
+    ("knobs", "fault"),
+    [({"gpus": 2}, "runs on one card"), ({"rollout": "vllm"}, "does not start vllm")],
+)
+def test_what_one_process_on_one_card_does_not_do(knobs: dict[str, Any], fault: str) -> None:
+    with pytest.raises(FitCheckError, match=fault):
+        measure(plan_of("ppo", **knobs), Wishes())
+
+
 def test_another_card_than_this_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     from fitcheck.bench import device
 

@@ -93,11 +93,17 @@ def _meter(plan: Plan, device: torch.device, wishes: Wishes, watch: Watch) -> Me
         raise FitCheckError(
             f"{plan.method} cannot be measured yet", f"what can: {', '.join(steps.STEPS)}"
         )
+    if plan.gpus * plan.nodes > 1:
+        raise FitCheckError("a measurement runs on one card", "leave out --gpus and --nodes")
+    if plan.rollout not in (None, "transformers"):
+        raise FitCheckError(
+            f"a measurement does not start {plan.rollout}",
+            "--rollout transformers, or fitcheck check",
+        )
     if device.type in ("cuda", "xpu"):
         return AllocatorMeter(device, watch)
-    torch.set_num_threads(
-        1
-    )  # little work, no speed to measure: more would only wait for each other
+    if device.type == "cpu":  # little work, no speed to measure: more would wait for each other
+        torch.set_num_threads(1)
     room = limit(plan) if wishes.limit_bytes is None else wishes.limit_bytes
     return CountingMeter(device, watch, kernels.card(plan.gpu), room)
 

@@ -126,7 +126,7 @@ class AllocatorMeter(Meter):
         self.began = time.perf_counter()
 
     def spans(self) -> list[Span]:
-        self.retries = int(torch.accelerator.memory_stats(self.device)["num_alloc_retries"])
+        self.retries = int(torch.accelerator.memory_stats(self.device).get("num_alloc_retries", 0))
         return self.found
 
     def empty_cache(self) -> None:
