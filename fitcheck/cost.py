@@ -157,7 +157,7 @@ def tokens_of_a_sample(plan: Plan) -> int:
 def _steps(plan: Plan, data: Data) -> int:
     if plan.method == "inference":
         if data.tokens is None:
-            raise FitCheckError("inference is counted in tokens", "--tokens 2m: those it generates")
+            raise counted_in_tokens()
         return math.ceil(data.passes * data.tokens / step_tokens(plan))
     samples = data.samples
     if samples is None:
@@ -194,6 +194,10 @@ def _forward(model: Model, tokens: int, past: int = 0) -> float:
     """FLOPs of a forward of one sequence, its logits included."""
     work = forward(model, 1, tokens, past)
     return work.linear + work.attention + head_flops(model, tokens)
+
+
+def counted_in_tokens() -> FitCheckError:
+    return FitCheckError("inference is counted in tokens", "--tokens 2m: those it generates")
 
 
 def card_price(gpu: GPU, prices: Prices) -> tuple[float | None, str]:

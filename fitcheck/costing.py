@@ -16,6 +16,7 @@ from fitcheck.cost import (
     Data,
     Prices,
     Rent,
+    counted_in_tokens,
     run_cost,
     same_data,
 )
@@ -68,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 def data_of(args: argparse.Namespace) -> Data:
     """--samples, --tokens and --passes as numbers."""
+    if args.samples and args.method == "inference":
+        raise counted_in_tokens()
     counts = {
         name: None if text is None else _count(name, text)
         for name, text in (("samples", args.samples), ("tokens", args.tokens))

@@ -145,6 +145,15 @@ def test_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"cloud", "usd", "as_of", "source"} <= found["clouds"][0].keys()
 
 
+@pytest.mark.parametrize("verb", [["cost"], ["gpus", "--for"]])
+def test_inference_is_counted_in_tokens(
+    verb: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*verb, MODEL, "--method", "inference", "--samples", "5"]
+    assert main(words if verb == ["gpus", "--for"] else [*words, "--gpu", "4090"]) == 2
+    assert "hint: --tokens 2m" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [[], ["--samples", "many"], ["--samples", "5", "--kwh", "x"]])
 def test_a_mistake_on_the_command_line(
     words: list[str], capsys: pytest.CaptureFixture[str]
