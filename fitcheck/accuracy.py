@@ -65,7 +65,7 @@ def contents() -> Iterator[tuple[str, archive.File]]:
 def rows(key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file name, row) of every recorded row under that key: `runs` or `losses`."""
     for name, content in contents():
-        for row in content.model_dump(exclude_unset=True)[key]:
+        for row in content.model_dump(exclude_unset=True).get(key, ()):
             yield name, row
 
 
