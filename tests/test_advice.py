@@ -299,6 +299,16 @@ def test_where_nothing_fits_there_is_no_ceiling() -> None:
     assert found["model"].value.params < found["model"].now.params
 
 
+def test_the_share_of_an_engine_is_a_ceiling_too() -> None:
+    """What the engine's share cannot hold is no plan at all: the formulas refuse it."""
+    wishes = {"method": "grpo", "tuning": "lora", "loss": "chunked", "rollout": "vllm"}
+    plan = resolve("qwen2.5-3b", gpu="4090", rollout_memory=0.245, **wishes)
+    found = ceilings(plan)["response"]
+    assert found.value > found.now
+    with pytest.raises(FitCheckError, match="gives vllm"):
+        judged(plan.change(response=found.value + 1))
+
+
 def test_a_known_ceiling_is_found() -> None:
     """By hand: what 64 sequences and one more take, and the model's own length."""
     plan = resolve("gpt2", gpu="h100", method="inference", context=1024)

@@ -107,8 +107,10 @@ def _changed(plan: Plan, change: Level) -> Plan | None:
 
 
 def _fits(plan: Plan, change: Level) -> bool:
-    changed = _changed(plan, change)
-    return changed is not None and judged(changed, False).verdict == "fits"
+    try:
+        return judged(plan.change(**change), False).verdict == "fits"
+    except FitCheckError:  # the rules refuse it, or an engine's share is too small for it
+        return False
 
 
 def _largest_model(plan: Plan) -> Ceiling | None:
