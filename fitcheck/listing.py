@@ -155,7 +155,8 @@ def _size(entry: Row) -> str:
 
 def _list_fitting(entries: list[Row], wishes: dict[str, Any], as_json: bool) -> int:
     """Print those that fit, the largest first, and how many of the others do not, and why."""
-    from fitcheck.fitting import fitting  # most lists need no plan
+    from fitcheck.advice import pace  # most lists need no plan
+    from fitcheck.fitting import fitting
 
     by_id = {entry["id"]: entry for entry in entries}
     found = fitting(map(catalog.model, entries), **wishes)
@@ -163,18 +164,23 @@ def _list_fitting(entries: list[Row], wishes: dict[str, Any], as_json: bool) -> 
     if as_json:
         print(told, file=sys.stderr)
         rows = [catalog.model_row(by_id[report.plan.model.id]) for report in found.reports]
-        answers = [{"verdict": r.verdict, "peak_bytes": r.peak_bytes} for r in found.reports]
+        answers = [
+            {"verdict": r.verdict, "peak_bytes": r.peak_bytes, "seconds_a_sample": pace(r)}
+            for r in found.reports
+        ]
         return _print_json([row | answer for row, answer in zip(rows, answers, strict=True)])
 
     def cells(report: Report) -> tuple[str, ...]:
         entry = by_id[report.plan.model.id]
         released = entry.get("release_date") or "-"
-        return entry["id"], _size(entry), report.verdict, gib(report.peak_bytes), released
+        seconds = pace(report)
+        time = "-" if seconds is None else f"{seconds:.3g}"
+        return entry["id"], _size(entry), report.verdict, gib(report.peak_bytes), time, released
 
     if not found.reports:
         print(told, file=sys.stderr)
         return 1
-    titles = ("MODEL", "PARAMS", "VERDICT", "GiB", "RELEASED")
+    titles = ("MODEL", "PARAMS", "VERDICT", "GiB", "s/SAMPLE", "RELEASED")
     print_table("model", titles, map(cells, found.reports), "RELEASED")
     print(f"\n{told}")
     return 0

@@ -264,11 +264,13 @@ def test_fits_agrees_with_check(capsys: pytest.CaptureFixture[str]) -> None:
 def test_fits_shows_verdict_and_peak(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(f"models qwen2.5-1.5b {PLAN}") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["MODEL", "PARAMS", "VERDICT", "GiB", "RELEASED"]
+    assert lines[0].split() == ["MODEL", "PARAMS", "VERDICT", "GiB", "s/SAMPLE", "RELEASED"]
     report = check("Qwen/Qwen2.5-1.5B", **ASKED)
     (row,) = [line for line in lines if line.startswith("Qwen/Qwen2.5-1.5B ")]
     peak = f"{report.peak_bytes / 2**30:.1f}"
-    assert row.split() == ["Qwen/Qwen2.5-1.5B", "1.54B", report.verdict, peak, "2024-09"]
+    assert report.speed and report.plan.batch == 8
+    time = f"{report.speed.step_seconds / 8:.3g}"
+    assert row.split() == ["Qwen/Qwen2.5-1.5B", "1.54B", report.verdict, peak, time, "2024-09"]
 
 
 def test_fits_counts_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
