@@ -230,7 +230,7 @@ def smaller_models(model: Model) -> list[Model]:
 
 
 def family_of(model: Model) -> list[Model]:
-    """The model's family (Llama 3.1 and 3.2 are one), one model for each size, the largest first.
+    """The model's family (with Llama 3.1 all of 3.x), one model for each size, the largest first.
 
     Only what the estimate covers. Of several with one size: of the very family, tuned as the model
     is, the newest.
@@ -241,7 +241,12 @@ def family_of(model: Model) -> list[Model]:
         tuned = _tuned(entry["id"]) == _tuned(model.id)
         return entry["family"] == model.family, tuned, entry.get("release_date") or ""
 
-    same = [e for e in catalog.model_entries() if _generation(e["family"]) == family]
+    same = [
+        entry
+        for entry in catalog.model_entries()
+        if entry["family"] == model.family
+        or (_generation(entry["family"]) == family and entry["model_type"] == model.model_type)
+    ]
     for entry in sorted(same, key=nearness):
         if entry.get("params"):
             sizes[entry["params"]] = entry  # the nearest comes last
