@@ -63,6 +63,22 @@ def forward_peak(model: Model, setting: Setting, shape: Shape, piece: str) -> tu
 
 
 @lru_cache(maxsize=8192)
+def cache_widths(model: Model, setting: Setting) -> tuple[int, int]:
+    """Bytes of an element of K and of V in a KV cache that this setting fills.
+
+    Keys that fp32 angles have rotated are fp32, values come from a product in 16 bits. What the
+    second layer keeps stands for all: the first one may be given another type than the others.
+    """
+    if coefficients.is_traced(model):
+        return setting.compute, setting.compute
+    tape = Tape(grad=False)
+    block = Decoder(tape, model, setting, 1, 1)
+    x = tape.new(model.hidden_size * setting.stream, setting.stream)
+    block.layer(block.layer(x))
+    return block.cache_widths
+
+
+@lru_cache(maxsize=8192)
 def training_cost(model: Model, setting: Setting, shape: Shape, piece: str, first: bool = False,
                   accumulate: bool = False, replay: bool = False) -> Cost:  # fmt: skip
     """Play a piece forward and back. first: nothing below it needs a gradient."""
@@ -123,8 +139,10 @@ def inference_peak(model: Model, setting: Setting, shape: Shape, head: str) -> t
         peak, cached = forward_peak(model, kind, shape, piece)
         largest = max(largest, peak - cached)
         casts += count * cached
+    # The model's own code keeps the embedded tokens to its end (inputs_embeds).
+    embedded = shape.tokens * model.embedding_width * setting.stream if model.num_layers > 1 else 0
     head_peak, _ = forward_peak(model, _streaming(model, setting), shape, head)
-    return casts, largest, head_peak
+    return casts, largest + embedded, head_peak
 
 
 def _streaming(model: Model, setting: Setting) -> Setting:

@@ -10,6 +10,7 @@ from fitcheck.tape import PARTS, SAME, Buffer
 class Attend(Rope):
     """scaled_dot_product_attention as CUDA runs it, and the eager attention of transformers."""
 
+    cache_widths = 2, 2  # bytes of one element of K, of V, as attention saw them last
     returned: Buffer | None = None  # attention weights: the layer's code holds them to its end
 
     def attend(
@@ -19,7 +20,7 @@ class Attend(Rope):
         """The kernel: what it keeps and hides; dim is that of queries and keys, out_dim v's."""
         s, tape, rows = self.setting, self.tape, self.rows
         kernel = s.kernel
-        k, v = self.cached(k), self.cached(v)
+        k, v = self.cached(k, v)
         if kernel == "eager":
             return self.eager(q, k, v, heads, kv_heads, out_dim)
         length = self.tokens // rows
@@ -57,9 +58,13 @@ class Attend(Rope):
             keep.append(result)  # the kernel's backward reads its own output
         return self.copy("contiguous", result) if turned else result
 
-    def cached(self, x: Buffer) -> Buffer:
-        """K or V of all tokens so far: those of the past lie in the KV cache."""
-        return self.tape.view(x, x.bytes // self.tokens * self.reach) if self.past else x
+    def cached(self, k: Buffer, v: Buffer) -> tuple[Buffer, Buffer]:
+        """K and V of all tokens so far: those of the past lie in the KV cache."""
+        self.cache_widths = k.size, v.size
+        if not self.past:
+            return k, v
+        old = (self.tape.view(x, x.bytes // self.tokens * self.reach) for x in (k, v))
+        return next(old), next(old)
 
     @property
     def reach(self) -> int:

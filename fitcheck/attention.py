@@ -188,10 +188,10 @@ class Attention(Attend):
         q, k = self.rope(q, k)
         dim, kernel = m.head_dim, self.setting.kernel
         if kernel == "eager":
-            k, v = self.cached(k), self.cached(v)
+            k, v = self.cached(k, v)
             out = self.falcon_eager(q, k, v, heads, heads // kv_heads)
         elif kv_heads != heads:  # kernels want as many heads of keys
-            k, v = self.cached(k), self.cached(v)
+            k, v = self.cached(k, v)
             c = self.product_size(q)
             cast = self.cast(q, c), self.cast(k, c), self.cast(v, c)
             out = self.math(*cast, heads, kv_heads, grouped=False)

@@ -14,7 +14,7 @@ from fitcheck import coefficients
 from fitcheck.errors import FitCheckError
 from fitcheck.flows import EXPERT_LINEARS, FLOWS
 from fitcheck.layouts import LAYOUTS
-from fitcheck.model import Model
+from fitcheck.model import KVGroup, Model
 from fitcheck.weights import has_weights, weights
 
 MIB = 2**20
@@ -251,17 +251,19 @@ def step_temporary(role: Role, optimizer: str, master: bool) -> tuple[int, str]:
     return copies32, "fp32 copies of the gradients" if master else "none"
 
 
-def kv_cache(model: Model, rows: int, tokens: int, bytes_per: float) -> int:
-    """K and V of `rows` sequences: sliding layers keep at most their window, MLA one latent."""
+def kv_cache(model: Model, rows: int, tokens: int, k_bytes: float, v_bytes: float = 0) -> int:
+    """K and V of `rows` sequences: sliding layers keep at most their window, MLA one latent.
+
+    k_bytes, v_bytes: of one element; V's are K's where they are not given.
+    """
     if model.kv_cache_groups is None:
         raise FitCheckError(
             f"what {model.id} caches for each token is not known, so generation is not modelled",
             "choose another model, or a method without generation (sft, dpo, reward)",
         )
-    elements = sum(
-        g.elems_per_token * min(tokens, g.window or tokens) for g in model.kv_cache_groups
-    )
-    return int(rows * (elements * bytes_per + recurrent_state(model)))
+    groups, sizes = model.kv_cache_groups, (k_bytes, v_bytes or k_bytes)
+    kept = sum(_kept(g, *sizes) * min(tokens, g.window or tokens) for g in groups)
+    return int(rows * (kept + recurrent_state(model)))
 
 
 def recurrent_state(model: Model) -> int:
@@ -269,22 +271,27 @@ def recurrent_state(model: Model) -> int:
     return coefficients.state(model)
 
 
-def kv_beyond(model: Model, rows: int, tokens: int, bytes_per: int) -> int:
+def _kept(group: KVGroup, k_bytes: float, v_bytes: float) -> float:
+    """Bytes of K and V of one token, in all layers of a group."""
+    return group.layers * (group.k_elems_per_token * k_bytes + group.v_elems_per_token * v_bytes)
+
+
+def kv_beyond(model: Model, rows: int, tokens: int, k_bytes: float, v_bytes: float) -> int:
     """What layers with a window still hold of a prompt that was just read, beyond their window.
 
     Their cache is a view of the whole prompt's keys and values until the next token comes:
     DynamicSlidingWindowLayer of transformers (cache_utils.py).
     """
     groups = model.kv_cache_groups or ()
-    beyond = sum(g.elems_per_token * max(0, tokens - (g.window or tokens)) for g in groups)
-    return rows * beyond * bytes_per
+    beyond = sum(_kept(g, k_bytes, v_bytes) * max(0, tokens - (g.window or tokens)) for g in groups)
+    return int(rows * beyond)
 
 
-def kv_growth(model: Model, rows: int, tokens: int, bytes_per: int) -> int:
+def kv_growth(model: Model, rows: int, tokens: int, k_bytes: float) -> int:
     """While a cache grows by a token, the old K of one layer lies beside its longer copy."""
     groups = model.kv_cache_groups or ()
     sizes = [g.k_elems_per_token * min(tokens, g.window or tokens) for g in groups]
-    return rows * max(sizes, default=0) * bytes_per
+    return int(rows * max(sizes, default=0) * k_bytes)
 
 
 def weights_why(role: Role) -> str:
@@ -317,13 +324,18 @@ def states_why(role: Role, optimizer: str, master: bool) -> str:
     return f"{optimizer}{how}, of {count:,} parameters"
 
 
-def kv_why(model: Model, rows: int, tokens: int, bytes_per: float) -> str:
+def kv_why(model: Model, rows: int, tokens: int, k_bytes: float, v_bytes: float = 0) -> str:
     """The cache, group by group."""
+    k, v = k_bytes, v_bytes or k_bytes
     parts = [
         f"{g.layers} {g.kind} layers x {min(tokens, g.window or tokens)} tokens x "
-        f"{g.k_elems_per_token + g.v_elems_per_token}"
+        + (
+            f"{g.k_elems_per_token + g.v_elems_per_token} x {k:g} B"
+            if k == v
+            else f"({g.k_elems_per_token} x {k:g} B + {g.v_elems_per_token} x {v:g} B)"
+        )
         for g in model.kv_cache_groups or ()
     ]
     state = recurrent_state(model)
     more = f" + {rows} recurrent states x {state:,} B" if state else ""
-    return f"{rows} sequences x ({' + '.join(parts)}) elements x {bytes_per:g} B{more}"
+    return f"{rows} sequences x ({' + '.join(parts)}){more}"

@@ -121,12 +121,12 @@ def _rollout(scene: Scene) -> Iterator[Phase]:
         _check_engine(scene)
         yield Phase("rollout", (Moment("engine", scene.resident("rollout")),))
     else:
-        width = BYTES[plan.compute_dtype]
-        cache = _cache(scene, plan.batch, plan.prompt, width)
+        widths = scene.cache_widths()
+        cache = _cache(scene, plan.batch, plan.prompt, *widths)
         first = (*cache, *_beyond(scene, plan.batch, plan.prompt))
         shape = Shape(plan.batch, plan.prompt)
         yield scene.forward("rollout.prefill", "policy", shape, "last_logits", first)
-        cache = _cache(scene, plan.batch, tokens, width)
+        cache = _cache(scene, plan.batch, tokens, *widths)
         shape = Shape(plan.batch, 1, past=tokens)
         decode = scene.forward("rollout.decode", "policy", shape, "last_logits", cache)
         yield _growing(scene, decode, plan.batch, tokens, first, cache)
@@ -142,7 +142,7 @@ def _growing(
 
     At the first token that is what prefill left; at the last a layer's cache and its longer copy.
     """
-    growth = memory.kv_growth(scene.plan.model, rows, tokens, BYTES[scene.plan.compute_dtype])
+    growth = memory.kv_growth(scene.plan.model, rows, tokens, scene.cache_widths()[0])
     copy = Term("cache growth", "policy", growth, "the old K of a layer beside its longer copy")
     stays = scene.resident(decode.name)
     begin = Moment("first token", (*stays, *first))
@@ -187,12 +187,12 @@ def _batch(tokens: int, name: str, width: int) -> Terms:
 
 
 def _beyond(scene: Scene, rows: int, tokens: int) -> Terms:
-    size = memory.kv_beyond(scene.plan.model, rows, tokens, BYTES[scene.plan.compute_dtype])
+    size = memory.kv_beyond(scene.plan.model, rows, tokens, *scene.cache_widths())
     why = f"{rows} x {tokens:,} tokens just read: windows are views of them until the next token"
     return (Term("KV cache beyond windows", "policy", size, why),) if size else ()
 
 
-def _cache(scene: Scene, rows: int, tokens: int, width: float) -> Terms:
+def _cache(scene: Scene, rows: int, tokens: int, *widths: float) -> Terms:
     model = scene.plan.model
-    size = memory.kv_cache(model, rows, tokens, width)
-    return (Term("KV cache", "policy", size, lambda: memory.kv_why(model, rows, tokens, width)),)
+    size = memory.kv_cache(model, rows, tokens, *widths)
+    return (Term("KV cache", "policy", size, lambda: memory.kv_why(model, rows, tokens, *widths)),)

@@ -41,6 +41,10 @@ class Scene:
             self._settings[key] = setting(self.plan, self.roles[role], adapters)
         return self._settings[key]
 
+    def cache_widths(self) -> tuple[int, int]:
+        """Bytes of an element of K and of V in the policy's KV cache."""
+        return activations.cache_widths(_alike(self.plan.model), self.setting("policy"))
+
     def stays(self, kind: str, role: Role) -> Terms:
         """The terms of one kind (weights, gradients, optimizer states) of one role."""
         plan = self.plan
