@@ -43,13 +43,16 @@ class Here(NamedTuple):
     environment: dict[str, str]
 
 
-def plan_here(model: str | None, fields: Mapping[str, Any]) -> Here:
+def plan_here(
+    model: str | None, fields: Mapping[str, Any], found: machine.Machine | None = None
+) -> Here:
     """The plan on this machine's card; on a machine without one, for its CPU.
 
+    found: the machine as it was before anything ran on it; by default as it is now.
     Without a model: the largest of SENSIBLE that the estimate says fits with a tenth to spare.
     FitCheckError for a card that is not here, and where nothing fits.
     """
-    found = machine.detect()
+    found = found or machine.detect()
     if not found.accelerators:
         wishes = dict(fields) if model else {**_small(fields), **fields}
         return Here(resolve(model or TINY, **wishes), {})

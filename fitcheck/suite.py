@@ -117,9 +117,12 @@ class Prepared(NamedTuple):
     traced: Report | None  # None: there already, or too large for this card
 
 
-def prepare(case: Case, target: Path) -> Prepared:
-    """Trace a case, at an edge twice: to learn where it is, and what happens there."""
-    plan, environment = plan_here(case.model, case.fields)
+def prepare(case: Case, target: Path, found: machine.Machine) -> Prepared:
+    """Trace a case, at an edge twice: to learn where it is, and what happens there.
+
+    found: the machine before the suite began, whose other runs are not to be taken for others'.
+    """
+    plan, environment = plan_here(case.model, case.fields, found)
     if case.expandable:
         environment = environment | EXPANDABLE
     path = target / f"{_name(case, plan)}.json"
@@ -139,14 +142,17 @@ def prepare(case: Case, target: Path) -> Prepared:
 def measure_all(minutes: float, target: Path) -> Iterator[Row]:
     """Run what is not there yet, until the time is over or somebody stops it; each run's row."""
     until = time.monotonic() + 60 * minutes
-    every = iter(cases(bool(machine.detect().accelerators)))
+    found = machine.detect()
+    every = iter(cases(bool(found.accelerators)))
     tracers = max(1, (os.cpu_count() or 1) // CORES)
     ahead = tracers if tracers > 1 else 0  # with few cores a trace would slow the measurement
     with ThreadPoolExecutor(tracers) as pool:
         waiting: deque[Future[Prepared]] = deque()
 
         def submit(count: int) -> None:
-            waiting.extend(pool.submit(prepare, case, target) for case in islice(every, count))
+            waiting.extend(
+                pool.submit(prepare, case, target, found) for case in islice(every, count)
+            )
 
         submit(1 + ahead)
         try:

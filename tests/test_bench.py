@@ -90,6 +90,15 @@ def test_the_card_that_is_judged_is_the_one_that_runs(monkeypatch: pytest.Monkey
         here.plan_here("qwen2.5-0.5b", {"gpu": "a100"})
 
 
+def test_what_the_suite_itself_runs_is_not_taken_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = computer(card(80, "h100"))
+    on(monkeypatch, card(80, "h100", used_bytes=70 * GIB))  # while another case is measured
+    plan, _ = here.plan_here("qwen2.5-0.5b", {}, before)
+    assert plan.memory.usable_bytes == 80 * GIB
+
+
 def test_a_limit_is_what_the_allocator_may_take() -> None:
     limited = here.limited(PLAN, 10 * GIB)
     assert limited.memory.usable_bytes == 10 * GIB + 450 * 2**20
