@@ -29,10 +29,8 @@ from fitcheck.timings import slug
 
 LEAST = 20.0  # seconds: no run is begun with less left
 CORES = 4  # for each trace that is made while another case is measured
-SIZES = (
-    *("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-3B"),
-    *("meta-llama/Llama-3.1-8B",),
-)
+SIZES = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-3B", "meta-llama/Llama-3.1-8B")
+SMALLER, LARGER = "HuggingFaceTB/SmolLM2-135M", ("Qwen/Qwen2.5-14B", "Qwen/Qwen2.5-32B")
 TOKENS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("sft", "reward", "dpo"), {"sequence": 1024, "batch": 4, "micro_batch": 2}),
     "ppo": {"prompt": 256, "response": 64, "batch": 8, "micro_batch": 4, "epochs": 1},
@@ -79,6 +77,9 @@ def cases(on_card: bool) -> Iterator[Case]:
     for model in middle:
         yield from _grid(model, REGIMES[:2])
     yield from _grid(smallest, REGIMES[3:])
+    yield from _grid(SMALLER, REGIMES[:2])
+    for model in LARGER:  # as far as they fit
+        yield from _grid(model, REGIMES[1:2])
 
 
 def _grid(model: str, regimes: Sequence[dict[str, Any]]) -> Iterator[Case]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from fitcheck import FitCheckError, check, fit, resolve, worker
 from fitcheck.cli import main
 from fitcheck.difference import comparison, fullest
 from fitcheck.progress import Bar
-from fitcheck.report import ALLOCATED, Report
+from fitcheck.report import ALLOCATED, Error, Report
 
 SMALL = ["smollm2-135m", "--method", "sft", "--sequence", "256", "--batch", "2"]
 
@@ -114,3 +116,18 @@ def test_the_bar_never_goes_back(
     with bar:
         bar("step")
     assert capsys.readouterr().err.endswith("tracing step\r\x1b[K")
+
+
+@pytest.mark.oracle
+def test_it_states_the_error_that_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fitcheck.bench import __main__ as process
+
+    error = Error(0.02, 95, 3, "three runs")
+    monkeypatch.setattr(
+        process, "stated_error", lambda method, rung: error if rung == "dry-run" else None
+    )
+    monkeypatch.setattr(process, "gc", SimpleNamespace(disable=lambda: None))
+    monkeypatch.setattr(process, "say", lambda **_: None)
+    wishes = argparse.Namespace(snapshot=None, html=None, svg=None, timeline=False)
+    plan = resolve("pythia-14m", gpu="4090", method="sft", sequence=16, batch=1)
+    assert process.traced(plan, wishes)["error"] == error._asdict()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fitcheck.answer import plan_from
+from fitcheck.catalog import stated_error
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
 
@@ -56,7 +57,8 @@ def traced(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     gc.disable()  # before torch is imported: searching it for cycles takes a fifth of the time
     from fitcheck.bench.dryrun import drawn, dry_run, snapshot, timeline
 
-    report, trace = dry_run(plan, progress=lambda phase: say(phase=phase))
+    error = stated_error(plan.method, "dry-run")
+    report, trace = dry_run(plan, error, lambda phase: say(phase=phase))
     if args.snapshot:
         snapshot(trace, args.snapshot)
     for path in filter(None, (args.html, args.svg)):
