@@ -239,10 +239,9 @@ def test_on_the_frontier_less_memory_is_more_time(at: int) -> None:
 def test_time_is_that_of_a_sample() -> None:
     """Half the batch is half the step, but for the optimizer, whose step is as long as before."""
     plan = resolve("qwen3-8b", gpu="h100", method="sft", batch=8)
-    whole, half = judged(plan), judged(plan.change(batch=4))
-    assert 1 < slower(whole, half) < 1.15
-    assert slower(whole, judged(plan.change(offload=("optimizer",)))) > 1
-    assert slower(whole, judged(plan.change(checkpointing=False))) < 0.85
+    assert 1 < slower(plan, plan.change(batch=4)) < 1.15
+    assert slower(plan, plan.change(offload=("optimizer",))) > 1
+    assert slower(plan, plan.change(checkpointing=False)) < 0.95
 
 
 def test_a_batch_with_many_divisors_is_searched_as_quickly() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from fitcheck import catalog
@@ -19,19 +20,18 @@ from fitcheck.report import Report
 class Fix:
     """One change, or several together, judged on the whole plan.
 
-    saves: bytes at the whole plan's peak. time: how many times as long a sample takes (a prompt, a
-    pair, an example; of inference a token), None where the card's rates are unknown. rank: of
-    RANKS, the worst of its changes. effects: of each change, in words.
+    origin: the plan as it was. saves: bytes at the whole plan's peak. rank: of RANKS, the worst of
+    its changes. effects: of each change, in words.
     """
 
     changes: Mapping[str, Any]
+    origin: Plan
     plan: Plan
     rank: str
     effects: tuple[str, ...]
     saves: int
     peak_bytes: int
     verdict: str
-    time: float | None = None
     environment: str = ""  # a variable to set for the run: no plan holds it
 
     @classmethod
@@ -46,14 +46,22 @@ class Fix:
         """The fix that leads from one report to the other."""
         return cls(
             changes=changes,
+            origin=before.plan,
             plan=after.plan,
             rank=rank,
             effects=effects,
             saves=before.peak_bytes - after.peak_bytes,
             peak_bytes=after.peak_bytes,
             verdict=after.verdict,
-            time=slower(before, after),
         )
+
+    @property
+    def time(self) -> float | None:
+        """How many times as long a sample takes (a prompt, a pair, an example; of inference a
+
+        token); None where the card's rates are unknown.
+        """
+        return slower(self.origin, self.plan)
 
     @property
     def effect(self) -> str:
@@ -116,21 +124,26 @@ def expandable(report: Report) -> Fix | None:
         return None
     return Fix(
         changes={},
+        origin=report.plan,
         plan=report.plan,
         rank="result unchanged",
         effects=("segments grow in place: less memory lies cached between blocks",),
         saves=cache,
         peak_bytes=report.needed_bytes,
         verdict="tight",
-        time=1.0,
         environment=EXPANDABLE,
     )
 
 
-def slower(before: Report, after: Report) -> float | None:
+def slower(before: Plan, after: Plan) -> float | None:
     """How many times as long a sample takes after a change; below 1: it is faster."""
-    was, now = pace(before), pace(after)
+    was, now = _pace(before), _pace(after)
     return now / was if was and now else None
+
+
+@lru_cache(maxsize=1024)
+def _pace(plan: Plan) -> float | None:
+    return pace(judged(plan))
 
 
 def pace(report: Report) -> float | None:

@@ -22,7 +22,7 @@ def frontier(plan: Plan) -> list[Fix]:
 
     saves and time are against the plan as it is, which may lie anywhere beside the frontier.
     """
-    before = judged(plan)
+    before = judged(plan, False)
     found = []
     for levels in product(*_axes(plan)):
         fix = _changed(before, [level for level in levels if level])
@@ -41,7 +41,7 @@ def _changed(before: Report, levels: list[Level]) -> Fix | None:
     for level in levels:
         together |= level
     try:
-        after = judged(changed(before.plan, levels))
+        after = judged(changed(before.plan, levels), False)
     except FitCheckError:
         return None  # the rules, or the formulas, refuse it
     return Fix.of(before, after, together, "result unchanged", ())

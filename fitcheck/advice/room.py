@@ -39,7 +39,7 @@ def room(plan: Plan, ceilings: dict[str, Ceiling]) -> list[Fix]:
 
 def _changed(before: Report, level: Level, gain: str, effect: str) -> Fix | None:
     try:
-        return Fix.of(before, judged(before.plan.change(**level)), level, gain, (effect,))
+        return Fix.of(before, judged(before.plan.change(**level), False), level, gain, (effect,))
     except FitCheckError:
         return None  # the rules, or the formulas, refuse it
 

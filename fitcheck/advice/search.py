@@ -29,7 +29,8 @@ def fixes(plan: Plan, report: Report, limit: int | None = None) -> list[Fix]:
 
     def cost(fix: Fix) -> tuple[int, int, int, float]:
         rank = RANKS.index(fix.rank)  # of methods, changes() knows best which is the smaller step
-        time = 0.0 if fix.rank == RANKS[-1] else round(fix.time or 1.0, 1)
+        timed = fix.rank != RANKS[-1] and fix.verdict != "does-not-fit"
+        time = round(fix.time or 1.0, 1) if timed else 0.0
         return VERDICTS.index(fix.verdict), rank, fix.size, time
 
     found = list(Search(plan, report).found())
@@ -150,7 +151,7 @@ class Search:
             together["offload"] = report.plan.offload
         rank = max((pick.change.rank for pick in picks), key=RANKS.index)
         effects = tuple(pick.change.effect for pick in picks)
-        return Fix.of(self.before, judged(report.plan), together, rank, effects)
+        return Fix.of(self.before, report, together, rank, effects)
 
     def fits(self, picks: list[Pick]) -> bool:
         report = self.report(picks)
