@@ -24,6 +24,7 @@ from fitcheck.errors import FitCheckError
 from fitcheck.here import SHORT, SMALL, TINY, limited, plan_here
 from fitcheck.plan import Plan
 from fitcheck.report import Report
+from fitcheck.text import gib
 from fitcheck.three import estimated
 from fitcheck.timings import slug
 
@@ -218,11 +219,24 @@ def row(path: Path) -> Row:
         return predicted.allocated_bytes / size - 1 if predicted and size else None
 
     return Row(
-        *(path.stem, measured.seconds, off(traced), off(estimate)),
+        *(_words(run), measured.seconds, off(traced), off(estimate)),
         traced.verdict if traced else "-",
         estimate.verdict if estimate else "-",
         measured.outcome or "-",
     )
+
+
+def _words(run: archive.RunRow) -> str:
+    """What of a run tells it from the others."""
+    plan, measured = run.plan, run.measured
+    words = [plan["method"], plan["model"].split("/")[-1], plan["tuning"], plan["precision"]]
+    if not plan["checkpointing"]:
+        words.append("kept")  # all activations are
+    if measured.expandable:
+        words.append("expandable")
+    if measured.limit_bytes:
+        words.append(f"in {gib(measured.limit_bytes)} GiB")
+    return " ".join(words)
 
 
 def run(minutes: float, target: Path, as_json: bool) -> int:
@@ -247,7 +261,7 @@ def row_text(one: Row) -> str:
         "-" if off is None else f"{100 * off:+.2f} %" for off in (one.traced_off, one.estimate_off)
     ]
     outcome = one.happened if one.traced == one.happened else f"{one.traced}, was {one.happened}"
-    return f"{one.name[-55:]:<56}{offs[0]:>9}{offs[1]:>10}  {outcome}" + (
+    return f"{one.name[:55]:<56}{offs[0]:>9}{offs[1]:>10}  {outcome}" + (
         "" if one.holds else "  <- does not hold"
     )
 

@@ -143,7 +143,7 @@ def _measurement(
         ram(plan),
         source="measured",
         speed=measured_speed(plan, phases) if done and run.on_card else None,
-        notes=tuple([*notes(plan), *_said(run, oom)]),
+        notes=tuple([*notes(plan), *_said(plan, run, oom)]),
         outcome="does-not-fit" if oom else "tight" if run.retries else "fits",
     )
     return Measurement(report, run, readings, oom)
@@ -197,7 +197,7 @@ def _phase(plan: Plan, reading: Reading, run: Run) -> Phase:
     return Phase(reading.phase, (Moment("largest", terms),), reading.seconds)
 
 
-def _said(run: Run, oom: Oom | None) -> Iterator[str]:
+def _said(plan: Plan, run: Run, oom: Oom | None) -> Iterator[str]:
     """What happened, and what of the answer was not verified."""
     if oom is not None:
         asked = "" if oom.requested_bytes is None else f", asking for {oom.requested_bytes:,} B"
@@ -209,6 +209,7 @@ def _said(run: Run, oom: Oom | None) -> Iterator[str]:
         yield f"succeeded only because the allocator emptied its cache {run.retries} times"
     if not run.on_card:
         yield (
-            f"ran on {run.card}: which tensors live when is verified; the card's kernels, their "
-            "workspaces, its allocator, what lies outside of it, and speed are not"
+            f"ran on {run.card}, as if it were an empty {plan.gpu.name}: which tensors live when "
+            "is verified; the card's kernels, their workspaces, its allocator, what lies outside "
+            "of it, and speed are not"
         )
