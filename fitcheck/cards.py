@@ -22,7 +22,7 @@ from fitcheck.model import Model
 from fitcheck.plan import KNOBS, Plan
 from fitcheck.report import Report
 
-COUNTS = (1, 2, 4, 8)  # cards in one machine
+COUNTS = (2, 4, 8)  # cards in one machine, where one is not enough
 RANKINGS = ("price", "time", "cost")
 
 
@@ -112,38 +112,56 @@ def suitable(
 def _smallest(model: Model, sizes: list[GPU], fields: Mapping[str, Any]) -> Report | None:
     """The first number and size of the card on which the plan fits; None when there is none."""
     answered, fault = False, None
-    for number, sharding in _groups(sizes[0], fields):
+    for number, ways in _groups(sizes[0], fields):
         for gpu in sizes:
             try:
-                plan = Plan(
-                    model=model, **{**fields, "gpu": gpu, "gpus": number, "sharding": sharding}
-                )
-                report = fit(plan, catalog.stated_error(plan.method, "estimate"))
+                report = _first(model, {**fields, "gpu": gpu, "gpus": number}, ways)
             except FitCheckError as refusal:
                 fault = fault or refusal
                 continue
             answered = True
-            if report.verdict != "does-not-fit":
+            if report is not None:
                 return report
     if fault and not answered:
         raise fault
     return None
 
 
-def _groups(gpu: GPU, fields: Mapping[str, Any]) -> Iterator[tuple[int, str | None]]:
-    """(cards, sharding) to try, the least first; None is the default. Only boards are put together.
+def _groups(gpu: GPU, fields: Mapping[str, Any]) -> Iterator[tuple[int, tuple[str | None, ...]]]:
+    """(cards, ways to share the work) to try, the fewest first; None is the default way.
 
-    A plan that has its own number or sharding is taken at its word.
+    A plan that has its own number or sharding is taken at its word. What is part of its machine is
+    there once.
     """
-    if "gpus" in fields or gpu.unified_memory or gpu.laptop:
-        yield fields.get("gpus", 1), fields.get("sharding")
-        return
-    ways = [fields["sharding"]] if "sharding" in fields else KNOBS["sharding"]["choices"]
-    for number in COUNTS:
-        if number == 1:
-            yield 1, None
-        else:
-            yield from ((number, way) for way in ways if way != "none")
+    several = KNOBS["sharding"]["choices"][1:]  # the first is none, of one card
+    if "sharding" in fields:
+        several = (fields["sharding"],)
+    if "gpus" in fields or "sharding" not in fields:
+        yield fields.get("gpus", 1), (fields.get("sharding"),)
+    if "gpus" not in fields and several and not (gpu.unified_memory or gpu.laptop):
+        yield from ((number, several) for number in COUNTS)
+
+
+def _first(model: Model, group: Mapping[str, Any], ways: tuple[str | None, ...]) -> Report | None:
+    """The way that shares least of those that fit; None where even the last one does not.
+
+    FitCheckError where the rules refuse them all.
+    """
+    best, judged, fault = None, False, None
+    for way in reversed(ways):  # ordered by what they share: from here on each takes more
+        try:
+            plan = Plan(model=model, **{**group, "sharding": way})
+            report = fit(plan, catalog.stated_error(plan.method, "estimate"))
+        except FitCheckError as refusal:
+            fault = fault or refusal
+            continue
+        judged = True
+        if report.verdict == "does-not-fit":
+            break
+        best = report
+    if fault and not judged:
+        raise fault
+    return best
 
 
 def _choice(report: Report, sizes: list[GPU], data: Data, prices: Prices) -> Choice:

@@ -48,7 +48,7 @@ def _axes(plan: Plan) -> list[tuple[str, int]]:
         return [("context", 1), ("concurrency", 1)]
     axes = [("prompt", 1), ("response", 1)] if plan.method in ROLLOUT else [("sequence", 1)]
     if plan.method in ROLLOUT:
-        sizes = [plan.micro_batch, plan.score_batch, plan.group or 1]
+        sizes = [plan.micro_batch * plan.gpus, plan.score_batch * plan.gpus, plan.group or 1]
         if "minibatch" in plan.given:
             sizes.append(plan.minibatch)
         axes.append(("batch", lcm(*sizes)))

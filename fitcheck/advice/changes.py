@@ -16,7 +16,7 @@ from fitcheck import catalog
 from fitcheck.decoder import covered
 from fitcheck.errors import FitCheckError
 from fitcheck.model import Model
-from fitcheck.plan import GGUF_QUANTS, ROLLOUT, Plan
+from fitcheck.plan import GGUF_QUANTS, KNOBS, ROLLOUT, Plan
 
 RANKS = ("result unchanged", "precision", "method")
 Level = dict[str, Any]
@@ -78,6 +78,10 @@ def _unchanged(plan: Plan) -> Offers:
         if plan.loss == "full":
             yield "logits of 256 tokens at a time", one("loss", "chunked")
         yield "logits in tiles, never whole; needs such a kernel", one("loss", "fused")
+    if plan.gpus > 1:
+        ways = KNOBS["sharding"]["choices"]
+        effect = "the cards share optimizer states, then gradients, then weights"
+        yield effect, one("sharding", *ways[ways.index(plan.sharding) + 1 :])
     if plan.attention == "eager":
         yield "the same attention without its table of scores", one("attention", "sdpa")
     yield "needs flash-attn installed", one("attention", "flash")
