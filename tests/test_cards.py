@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cache
 
 import pytest
 
-from fitcheck import catalog, fit, resolve
+from fitcheck import FitCheckError, Plan, catalog, fit, resolve
 from fitcheck.cards import RANKINGS, Suitable, suitable
 from fitcheck.cli import main
 from fitcheck.cost import Data, Prices
+from fitcheck.gpu import GPU
 from fitcheck.names import card_sizes
+from fitcheck.plan import KNOBS
 from tests.test_advice import parsed
 
 PLAN = {"method": "ppo", "tuning": "qlora", "reward_precision": "int8"}
@@ -24,17 +27,28 @@ def found(by: str = "price") -> Suitable:
 
 
 def test_every_card_is_judged_and_the_smallest_size_that_fits_is_taken() -> None:
-    chosen = {choice.report.plan.gpu.id: choice for choice in found().choices}
-    too_small = 0
-    plan = resolve(MODEL, gpu="4090", **PLAN)
+    chosen = {choice.report.plan.gpu.id: choice.report.plan for choice in found().choices}
+    plan, left_out = resolve(MODEL, gpu="4090", **PLAN), 0
     for row, sizes in catalog.cards():
-        verdicts = [fit(plan.change(gpu=gpu)).verdict for gpu in sizes]
-        fitting = [gpu for gpu, v in zip(sizes, verdicts, strict=True) if v != "does-not-fit"]
-        taken = [gpu.id for gpu in sizes if gpu.id in chosen]
-        assert taken == [gpu.id for gpu in fitting[:1]], row["id"]
-        too_small += not fitting
-    assert found().too_small == too_small > 0
-    assert found().refused == ()
+        alone = [gpu.id for gpu in sizes if fit(plan.change(gpu=gpu)).verdict != "does-not-fit"]
+        taken = [chosen[gpu.id] for gpu in sizes if gpu.id in chosen]
+        assert len(taken) <= 1, row["id"]
+        if alone:
+            assert (taken[0].gpu.id, taken[0].gpus) == (alone[0], 1)
+        left_out += not taken
+        for group in taken:
+            assert group.gpus == 1 or not fits_with(plan, group.gpu, group.gpus // 2)
+    assert found().too_small + len(found().refused) == left_out > 0
+
+
+def fits_with(plan: Plan, gpu: GPU, number: int) -> bool:
+    """Whether that many cards would do, however they share the work."""
+    for way in KNOBS["sharding"]["choices"]:
+        with suppress(FitCheckError):  # one card shares nothing, several must
+            group = plan.change(gpu=gpu, gpus=number, sharding=way)
+            if fit(group).verdict != "does-not-fit":
+                return True
+    return False
 
 
 @pytest.mark.parametrize("by", RANKINGS)
