@@ -181,8 +181,8 @@ def _lines(title: str, found: Sequence[Fix], width: int) -> Iterator[str]:
 
 
 def _front(found: Sequence[Fix], width: int) -> Iterator[str]:
-    """The frontier, a choice a line."""
-    if len(found) < 2:
+    """The frontier, a choice a line; nothing where none fits."""
+    if len(found) < 2 or all(fix.verdict == "does-not-fit" for fix in found):
         return
     yield from textwrap.wrap("Choices that leave the result unchanged: GiB needed, time", width)
     for fix in found:

@@ -211,7 +211,7 @@ def times(factor: float | None) -> str:
 def advice_title(report: Report) -> str:
     """Whether the advice is enough."""
     if report.advice[0].verdict == "does-not-fit":
-        return "Nothing tried makes it fit; what each saves at the peak, and how long it takes then"
+        return "Nothing tried makes it fit; what saves most: GiB, time, cost to the result"
     return "Each makes it fit: GiB, time, cost to the result (`fitcheck advise` tells more)"
 
 

@@ -152,6 +152,11 @@ def _quantized(plan: Plan) -> Offers:
         order = order[order.index(plan.quant) + 1 :]
     yield "fewer bits a weight (GGUF, llama.cpp)", one("quant", *order)
     if plan.kv_cache in ("bf16", "fp16"):
+        middle = order.index("q4_k_m") if "q4_k_m" in order else -1  # below it the cache follows
+        both = [(bits, "q8_0") for bits in order[: middle + 1]]
+        both += [(bits, "q4_0") for bits in order[max(0, middle) :]]
+        levels: list[Level] = [{"quant": bits, "kv_cache": cache} for bits, cache in both]
+        yield "weights, keys and values in fewer bits (GGUF, llama.cpp)", levels
         types = ("q8_0", "q4_0") if plan.quant in GGUF_QUANTS[:-2] else ("fp8",)
         yield "keys and values in fewer bits", one("kv_cache", *types)
     elif plan.kv_cache == "q8_0":
