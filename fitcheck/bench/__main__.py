@@ -21,6 +21,7 @@ from fitcheck.catalog import stated_error
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
 
+ANSWERS = sys.stdout
 interrupts: list[int] = []  # signals to stop, heeded between phases
 
 
@@ -38,6 +39,7 @@ def main() -> int:
     one.add_argument("--weights")
     one.set_defaults(run=measured)
     args = parser.parse_args()
+    sys.stdout = sys.stderr  # what libraries print is no answer
     if args.verb == "measure":  # before torch is imported, which takes seconds
         signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     try:
@@ -85,7 +87,7 @@ def measured(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def say(**line: Any) -> None:
-    print(json.dumps(line), flush=True)
+    print(json.dumps(line), file=ANSWERS, flush=True)
 
 
 if __name__ == "__main__":
