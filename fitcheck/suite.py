@@ -231,7 +231,7 @@ def _words(run: archive.RunRow) -> str:
     plan, measured = run.plan, run.measured
     words = [plan["method"], plan["model"].split("/")[-1], plan["tuning"], plan["precision"]]
     if not plan["checkpointing"]:
-        words.append("kept")  # all activations are
+        words.append("no checkpointing")
     if measured.expandable:
         words.append("expandable")
     if measured.limit_bytes:
