@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from fitcheck import worker
-from fitcheck.advice import Fix, expandable
+from fitcheck.advice import Fix, uncached
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
 from fitcheck.progress import Bar
@@ -44,7 +44,7 @@ def possible() -> bool:
 def verified(report: Report, found: Sequence[Fix]) -> Iterator[Check]:
     """The dry runs, until ctrl-C; of a plan that fits there is nothing to check.
 
-    Where the plan's own dry run fails by the allocator's cache alone, expandable segments follow.
+    Where the plan's own dry run fails by the allocator's cache alone, what lessens that follows.
     """
     if report.verdict == "fits":
         return
@@ -53,8 +53,9 @@ def verified(report: Report, found: Sequence[Fix]) -> Iterator[Check]:
     if own.said == STOPPED:
         return
     yield own
-    if own.report and not any(fix.environment for fix in fixes):
-        fixes = [fix for fix in (expandable(own.report),) if fix] + fixes
+    if own.report:
+        known = {fix.flags for fix in fixes}
+        fixes = [fix for fix in uncached(own.report) if fix.flags not in known] + fixes
     for fix in fixes:
         check = _check(report, fix, fix.plan)
         if check.said == STOPPED:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fitcheck import Plan, catalog, resolve, worker
-from fitcheck.advice import Fix, ceilings, expandable, fixes, frontier, room
+from fitcheck.advice import Fix, ceilings, fixes, frontier, room, uncached
 from fitcheck.advice.ceiling import level
 from fitcheck.advice.changes import RANKS, divisors, family_of
 from fitcheck.advice.commands import card_name, command
@@ -176,20 +176,21 @@ def cached(report: Report, size: int) -> Report:
     return replace(report, phases=phases)
 
 
-def test_expandable_segments_where_the_cache_alone_is_too_much() -> None:
+def test_where_the_cache_alone_is_too_much_it_is_lessened() -> None:
     report = judged(resolve("llama-3.2-3b", gpu="4090", method="sft", tuning="lora"))
-    assert report.verdict == "fits" and expandable(report) is None
+    assert report.verdict == "fits" and uncached(report) == []
     tight = cached(report, report.spare_bytes + 2**30)
     assert tight.verdict == "tight"
-    fix = expandable(tight)
-    assert fix is not None and fix.verdict == "tight" and fix.changes == {}
-    assert fix.saves == tight.peak_bytes - tight.needed_bytes >= report.spare_bytes + 2**30
-    assert fix in fixes(tight.plan, tight)
-    variable, command = fix.command.split(" ", 1)
-    assert variable == "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" == fix.flags
+    found = uncached(tight)
+    variable, command = found[0].command.split(" ", 1)
+    assert variable == "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" == found[0].flags
     assert command.startswith("fitcheck dryrun ") and parsed(command) == tight.plan
+    assert parsed(found[1].command) == tight.plan.change(empty_cache=True)
+    for fix in found:
+        assert fix.verdict == "tight" and fix in fixes(tight.plan, tight)
+        assert fix.saves == tight.peak_bytes - tight.needed_bytes >= report.spare_bytes + 2**30
     much = judged(tight.plan.change(tuning="full"))  # what is allocated is too much
-    assert much.verdict == "does-not-fit" and expandable(cached(much, 2**30)) is None
+    assert much.verdict == "does-not-fit" and uncached(cached(much, 2**30)) == []
 
 
 @pytest.mark.oracle

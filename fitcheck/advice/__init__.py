@@ -9,7 +9,7 @@ two peaks, never a figure of its own.
 
 from fitcheck.advice.ceiling import Ceiling, ceilings
 from fitcheck.advice.commands import command, flags
-from fitcheck.advice.fix import Fix, expandable, pace
+from fitcheck.advice.fix import Fix, pace, uncached
 from fitcheck.advice.frontier import frontier
 from fitcheck.advice.room import room
 from fitcheck.advice.search import fixes
@@ -19,10 +19,10 @@ __all__ = [
     "Fix",
     "ceilings",
     "command",
-    "expandable",
     "fixes",
     "flags",
     "frontier",
     "pace",
     "room",
+    "uncached",
 ]

@@ -112,27 +112,35 @@ def judged(plan: Plan, seconds: bool = True) -> Report:
 EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 
 
-def expandable(report: Report) -> Fix | None:
-    """Expandable segments, where the allocator's cache alone is too much; None where they are not.
+def uncached(report: Report) -> list[Fix]:
+    """Expandable segments and empty_cache, where what the allocator keeps cached is what is too
 
-    They change what is reserved and hardly what is allocated: at best all of the cache is saved.
-    How much of it is, a dry run can tell; hence never more than tight.
+    much. They change what is reserved and hardly what is allocated: at best all of the cache is
+    saved. How much of it is, a dry run can tell; hence never more than tight.
     """
-    cache = report.peak_bytes - report.needed_bytes
-    short = report.card_verdict != "fits" and report.needed_bytes <= report.usable_bytes
-    if not (cache and short and report.plan.gpu.vendor == "nvidia"):
-        return None
-    return Fix(
-        changes={},
-        origin=report.plan,
-        plan=report.plan,
-        rank="result unchanged",
-        effects=("segments grow in place: less memory lies cached between blocks",),
-        saves=cache,
-        peak_bytes=report.needed_bytes,
-        verdict="tight",
-        environment=EXPANDABLE,
-    )
+    plan, cache = report.plan, report.peak_bytes - report.needed_bytes
+    if report.card_verdict == "fits" or report.needed_bytes > report.usable_bytes or not cache:
+        return []
+    found: list[tuple[str, dict[str, Any], str]] = []
+    if plan.gpu.vendor == "nvidia":
+        found.append(("segments grow in place: less lies cached between blocks", {}, EXPANDABLE))
+    if plan.empty_cache is False:
+        effect = "the cache goes back to the driver between phases, and is asked for again"
+        found.append((effect, {"empty_cache": True}, ""))
+    return [
+        Fix(
+            changes=changes,
+            origin=plan,
+            plan=plan.change(**changes) if changes else plan,
+            rank="result unchanged",
+            effects=(effect,),
+            saves=cache,
+            peak_bytes=report.needed_bytes,
+            verdict="tight",
+            environment=variable,
+        )
+        for effect, changes, variable in found
+    ]
 
 
 def slower(before: Plan, after: Plan) -> float | None:

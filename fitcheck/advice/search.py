@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fitcheck.advice.changes import RANKS, Change, Level, changed, changes
-from fitcheck.advice.fix import Fix, expandable, judged
+from fitcheck.advice.fix import Fix, judged, uncached
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
 from fitcheck.report import Report
@@ -34,9 +34,7 @@ def fixes(plan: Plan, report: Report, limit: int | None = None) -> list[Fix]:
         return VERDICTS.index(fix.verdict), rank, fix.size, time
 
     found = list(Search(plan, report).found())
-    if variable := expandable(report):
-        found.insert(0, variable)
-    return sorted(found, key=cost)[:limit]
+    return sorted([*uncached(report), *found], key=cost)[:limit]
 
 
 class Pick(NamedTuple):
