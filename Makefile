@@ -15,7 +15,7 @@ BASE := .venv/base.stamp
 DEV := .venv/dev.stamp
 
 .PHONY: setup run test lint format golden bench accuracy coefficients oracle-check smoke \
-	gpu-suite gpu-wheels clean
+	gpu-suite gpu-wheels trl112 clean
 
 setup: $(BASE)
 
@@ -87,6 +87,15 @@ gpu-wheels: $(BASE)
 	$(BIN)/python -m pip download --quiet --dest wheels --only-binary=:all: $(FOR) $(CARRIED)
 	$(BIN)/python -m pip download --quiet --dest wheels --only-binary=:all: $(FOR) --no-deps $(ALONE)
 
+# Small runs of the last TRL with PPOTrainer, recorded anew: tests/data/trl_1.12_cpu.json.
+trl112:
+	$(PYTHON) -m venv .venv-trl112
+	grep -v ^trl constraints.txt > .venv-trl112/constraints.txt
+	.venv-trl112/$(notdir $(BIN))/python -m pip install -c .venv-trl112/constraints.txt torch
+	.venv-trl112/$(notdir $(BIN))/python -m pip install -c .venv-trl112/constraints.txt \
+		-e ".[bench]" trl==1.12.0
+	.venv-trl112/$(notdir $(BIN))/python tests/record_trl.py
+
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-trl112 build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

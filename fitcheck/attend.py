@@ -12,6 +12,7 @@ class Attend(Rope):
 
     cache_widths = 2, 2  # bytes of one element of K, of V, as attention saw them last
     returned: Buffer | None = None  # attention weights: the layer's code holds them to its end
+    cache: list[Buffer] | None = None  # keys and values, where a caller keeps them
 
     def attend(
         self, q: Buffer, k: Buffer, v: Buffer, heads: int, kv_heads: int, dim: int, out_dim: int,
@@ -19,6 +20,9 @@ class Attend(Rope):
     ) -> Buffer:  # fmt: skip
         """The kernel: what it keeps and hides; dim is that of queries and keys, out_dim v's."""
         s, tape, rows = self.setting, self.tape, self.rows
+        if self.cache is not None:
+            k, v = self.copy("cache", k), self.copy("cache", v)
+            self.cache += (k, v)
         kernel = s.kernel
         k, v = self.cached(k, v)
         if kernel == "eager":

@@ -57,15 +57,32 @@ class Clock:
             loop = self.plan.response if self.plan.method == "ppo" else 1
             return loop * GAE_CALLS * engine("eager").layer
         role, _, stage = part.rpartition(".")
+        if stage == "statistics":  # softmax, its product with the logits, two sums
+            return 6 * self.plan.epochs * self.scores(BYTES[self.plan.compute_dtype]) / self.speed
+        if not role and "critic" in self.roles:  # one update of both (trl)
+            return self.update("policy", stage) + self.update("critic", stage)
         return self.update(role or "policy", stage)
+
+    def scores(self, width: int) -> int:
+        """Bytes of a rollout's scores of the whole vocabulary."""
+        plan = self.plan
+        return self.share(plan.batch) * plan.response * (plan.model.vocab_size or 0) * width
 
     def share(self, number: int) -> int:
         """What one card does of what all cards do together: each its part of the batch."""
         return -(-number // self.plan.gpus)
 
     def rollout(self, part: str) -> float:
+        """Of all rows at once; trl's PPO rolls out `score_batch` of them at a time."""
+        plan, rows = self.plan, self.share(self.plan.batch)
+        if part == "scores":  # stacked, then copied together
+            return 4 * self.scores(4) / self.speed
+        if plan.recipe == "trl" and plan.method == "ppo":
+            return -(-rows // plan.score_batch) * self.generation(part, plan.score_batch)
+        return self.generation(part, rows)
+
+    def generation(self, part: str, rows: int) -> float:
         plan, model = self.plan, self.plan.model
-        rows = self.share(plan.batch)
         prompt = self.forward_pass("policy", rows, plan.prompt)
         if part == "prefill":
             return self.launched(prompt, "policy", 1)
@@ -90,6 +107,8 @@ class Clock:
 
     def score(self, role: str) -> float:
         plan = self.plan
+        if role == "policy" and plan.recipe == "trl" and plan.method == "ppo":
+            return 3 * self.scores(4) / self.speed  # of what the rollout kept: no pass of the model
         who = role if role in self.roles else "policy"
         rows, chunks = self.share(plan.batch), self.share(plan.batch // plan.score_batch)
         if plan.method == "dpo":

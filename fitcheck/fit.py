@@ -14,6 +14,7 @@ from fitcheck.plan import Plan
 from fitcheck.report import Error, Report
 from fitcheck.roles import roles, setting
 from fitcheck.speed import step_speed, timed
+from fitcheck.traps import traps
 
 
 def fit(plan: Plan, error: Error | None = None, seconds: bool = True) -> Report:
@@ -88,6 +89,7 @@ def notes(plan: Plan) -> list[str]:
         flow = FLOWS.get(plan.model.model_type)
         if flow is not None and flow.own_linear:
             found.append("its own linear layers stay in 16 bits: transformers quantizes nn.Linear")
+    found += traps(plan)
     return list(dict.fromkeys(found))
 
 

@@ -123,11 +123,14 @@ class Heads(Norms):
     def fused_loss(self, x: Buffer) -> Buffer:
         """Tiles of logits, never whole; gradients are summed in fp32 (bench/steps/fused.py)."""
         m, s = self.model, self.setting
-        flat = self.scored_states(x)
+        flat = self.picked_states(x) if s.kernel_head else self.scored_states(x)
         del x
         tokens, table = flat.bytes // flat.size // m.hidden_size, m.vocab_size * m.hidden_size
         rows, words = min(tokens, TILE[0]), min(m.vocab_size, TILE[1])
-        tile = rows * words * s.compute + 3 * 4 * 64 * words  # three fp32 blocks of 64 rows
+        if s.kernel_head:  # one kernel on a tile of the full width
+            tile = rows * TILE[1] * s.compute
+        else:
+            tile = rows * words * s.compute + 3 * 4 * 64 * words  # three fp32 blocks of 64 rows
         tile += rows * m.hidden_size * s.compute if flat.size != s.compute else 0
         tile += words * m.hidden_size * s.compute if s.weight != s.compute else 0
         sums = 4 * tokens * m.hidden_size if flat.size != 4 else 0
@@ -136,6 +139,14 @@ class Heads(Norms):
             "fused loss", [flat], 4 * tokens, 4, saved=[flat], during=tile + 8 * tokens,
             temporary=tile + sums, weight=table * s.weight if s.trains else 0,
         )  # fmt: skip
+
+    def picked_states(self, x: Buffer) -> Buffer:
+        """The same, picked by a mask of labels: a copy (TRL's add_fused_lm_head)."""
+        m, positions = self.model, self.rows * self.scored
+        normed = self.final(x)
+        del x
+        part = self.tape.view(normed, (self.tokens - self.rows) * m.hidden_size * normed.size)
+        return self.tape.op("index", [part], positions * m.hidden_size * normed.size, normed.size)
 
     def scored_states(self, x: Buffer) -> Buffer:
         """Hidden states of the scored positions, as one list of rows."""

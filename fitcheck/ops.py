@@ -29,7 +29,8 @@ class Setting(NamedTuple):
     weights get gradients; head_trains: the score head does. adapter: bytes per element of LoRA
     weights (0: none), on `targets`. stored: how linear weights are kept: plain, nf4, int8.
     kernel: flash, efficient, math, eager, cudnn. masked: an explicit mask (padded rows);
-    masked_kernel is for layers whose window needs one anyway.
+    masked_kernel is for layers whose window needs one anyway. kernel_head: the fused head is one
+    kernel (TRL's).
     """
 
     compute: int
@@ -46,6 +47,7 @@ class Setting(NamedTuple):
     rank: int = 0
     targets: str | tuple[str, ...] = "all-linear"
     dropout: bool = False
+    kernel_head: bool = False
     card: Card = Card()
 
 

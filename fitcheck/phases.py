@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fitcheck import memory
+from fitcheck import memory, trl
 from fitcheck.activations import Shape
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import TRANSFORMERS_QUANTS, Plan
@@ -22,7 +22,8 @@ def phases(plan: Plan) -> tuple[Phase, ...]:
     scene = Scene(plan)
     stays = scene.resident("load", states=False)
     loaded = tuple(term for term in stays if term.name != "cuBLAS workspace")  # no product yet
-    return (Phase("load", (Moment("weights", loaded),)), *METHODS[plan.method](scene))
+    methods = METHODS | trl.METHODS if plan.recipe == "trl" else METHODS
+    return (Phase("load", (Moment("weights", loaded),)), *methods[plan.method](scene))
 
 
 def inference(scene: Scene) -> Iterator[Phase]:

@@ -17,6 +17,7 @@ from typing import Any
 from fitcheck.errors import FitCheckError
 from fitcheck.gpu import GPU, UsableMemory
 from fitcheck.model import Model
+from fitcheck.recipes import BUILT_IN, FRAMEWORKS, check_recipe, defaults, runs_as
 from fitcheck.rules import LARGEST, check_list, check_together, check_whole, choice_error, flag_of
 
 METHODS = ("ppo", "inference", "sft", "reward", "dpo", "grpo")
@@ -104,7 +105,10 @@ class Plan:
     rollout: str = knob("what generates", ROLLOUT, choices=("transformers", "vllm", "sglang"))
     rollout_memory: float = knob("share of the card that engine reserves", ROLLOUT, "share")
     rollout_sleep: bool = knob("the engine lets go during the update", ROLLOUT, "flag")
-    recipe: str = knob("a framework's habits", METHODS, choices=("plain", "hf-4.48"))
+    recipe: str = knob(
+        "a framework's habits: its defaults, residency and step order",
+        *(METHODS, "choice", (*BUILT_IN, *FRAMEWORKS)),
+    )
     quant: str = knob("type of the weights", ("inference",), choices=QUANTS)
     context: int = knob("tokens of one sequence", ("inference",), "int")
     concurrency: int = knob("sequences at a time", ("inference",), "int")
@@ -120,11 +124,13 @@ class Plan:
         put(self, "given", frozenset(name for name in KNOBS if getattr(self, name) is not None))
         for name in sorted(self.given):
             _check_value(self, name)
+            check_recipe(self.recipe, self.method, name, getattr(self, name))
+            put(self, name, runs_as(self.recipe, self.method, name, getattr(self, name)))
         wishes = {name: getattr(self, name) for name in self.given}
-        defaults = _defaults(self.method, wishes)
-        for name in sorted(self.given - defaults.keys()):
+        used = _defaults(self.method, wishes)
+        for name in sorted(self.given - used.keys()):
             raise FitCheckError(f"{flag_of(name)} has no meaning in this plan", _NEEDS[name])
-        for name, value in defaults.items():
+        for name, value in used.items():
             if getattr(self, name) is None:
                 put(self, name, value)
         check_together(self)
@@ -207,6 +213,12 @@ def used_fields(method: str, given: Mapping[str, Any]) -> frozenset[str]:
 
 def _defaults(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The default of every field that a plan uses, given what was set explicitly."""
+    habits = defaults(given.get("recipe", "plain"), method, given)
+    values = _plain_defaults(method, {**habits, **given})
+    return values | {name: value for name, value in habits.items() if name in values}
+
+
+def _plain_defaults(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {"sharding": "none", "attention": "sdpa", "recipe": "plain"}
     if method == "inference":
         quant = given.get("quant", "bf16")

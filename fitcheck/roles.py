@@ -20,7 +20,8 @@ def roles(plan: Plan) -> dict[str, Role]:
     found = {"policy": _trained(plan, "policy", plan.model, plan.tuning, _policy_head(plan))}
     compute = BYTES[plan.compute_dtype]
     if plan.reference == "copy":
-        found["reference"] = Role("reference", plan.model, compute)
+        own = BYTES[plan.weight_dtype] if plan.recipe == "trl" else compute
+        found["reference"] = Role("reference", plan.model, own)
     if plan.reward_model == "adapter":
         found["reward"] = _on_policy(plan, "reward", tuning="")
     elif plan.reward_architecture is not None:
@@ -97,7 +98,8 @@ def setting(plan: Plan, role: Role, adapters: bool = True) -> Setting:
         compute=BYTES[dtype],
         weight=role.weight,
         autocast=plan.autocast,
-        trains=role.tuning == "full",
+        # TRL's reference is never told that it is frozen, so autocast keeps casts of its weights.
+        trains=role.tuning == "full" or (plan.recipe == "trl" and role.name == "reference"),
         head_trains=bool(role.tuning),
         kernel=kernels.attention_kernel(plan.gpu, dtype, masked, dim, choice),
         masked=masked,
@@ -108,5 +110,6 @@ def setting(plan: Plan, role: Role, adapters: bool = True) -> Setting:
         rank=role.rank,
         targets=role.targets,
         dropout=plan.recipe == "hf-4.48",
+        kernel_head=plan.recipe == "trl",
         card=kernels.card(plan.gpu),
     )

@@ -117,7 +117,9 @@ def _check_sizes(plan: Plan) -> None:
     links = [("micro_batch", "batch")]
     if plan.minibatch:
         links = [("micro_batch", "minibatch"), ("minibatch", "batch")]
-    if plan.score_batch:  # DPO's reference scores what the policy just saw
+    if plan.score_batch and plan.recipe == "trl":
+        _check_scored(plan)
+    elif plan.score_batch:  # DPO's reference scores what the policy just saw
         links.append(("score_batch", "micro_batch" if plan.method == "dpo" else "batch"))
     if plan.group:
         links.append(("group", "batch"))
@@ -128,6 +130,15 @@ def _check_sizes(plan: Plan) -> None:
                 f"{flag_of(small)} {size} does not divide {flag_of(large)} {whole}",
                 "choose sizes where each divides the next larger one",
             )
+
+
+def _check_scored(plan: Plan) -> None:
+    """TRL: PPO's local_rollout_forward_batch_size is free, the others score a micro-batch."""
+    if plan.method != "ppo" and plan.score_batch != plan.micro_batch:
+        raise FitCheckError(
+            f"--score-batch {plan.score_batch}: trl's {plan.method} scores a micro-batch at a time",
+            f"leave it out, or --micro-batch {plan.score_batch}",
+        )
 
 
 def _check_training(plan: Plan) -> None:

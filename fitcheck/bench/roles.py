@@ -72,7 +72,8 @@ class Roles:
     critic: Scorer | None
     value_head: nn.Linear | None  # the shared critic: a head on the policy's last hidden state
     policy_training: Any  # Trained; None where nothing trains
-    critic_training: Trained | None
+    critic_training: Trained | None  # None too where the policy's optimizer trains both (trl)
+    kept: Any = None  # what a recipe's step leaves for the next one to replace
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed precision region of this plan; does nothing where it has none."""
@@ -167,6 +168,9 @@ class _Builder:
             critic = self.critic(policy)
         if "adapter" in (plan.reward_model, plan.critic):
             set_adapter(policy, "policy")
+        together = critic is not None and plan.recipe == "trl"
+        if critic is not None and together:
+            trained += critic.parameters()
         return Roles(
             plan=plan,
             device=self.device,
@@ -176,7 +180,7 @@ class _Builder:
             critic=critic,
             value_head=value_head,
             policy_training=Trained(trained, optimizer_for(plan, trained)),
-            critic_training=self.critic_training(critic) if critic else None,
+            critic_training=self.critic_training(critic) if critic and not together else None,
         )
 
     def base(self, model: Model, tuning: str, headless: bool) -> Any:
@@ -197,20 +201,31 @@ class _Builder:
 
     def prepare(self, module: Any, tuning: str, role: str) -> None:
         """Make a module ready to train: its adapter, its checkpointing."""
+        plan = self.plan
         if tuning != "full":
-            add_adapter(self.plan, module, role)
-        if self.plan.checkpointing:
+            add_adapter(plan, module, role)
+        if plan.checkpointing:
             kwargs = {"use_reentrant": False, "context_fn": checkpoint_contexts}
             enable = "activation_checkpointing_enable"
             if not hasattr(module, enable):  # its name before transformers 5.24
                 enable = "gradient_checkpointing_enable"
             getattr(module, enable)(kwargs)
+            if plan.recipe == "trl" and tuning != "full":
+                module.enable_input_require_grads()  # sft_trainer.py and others
 
     def reference(self, policy: Any) -> Any:
-        """A frozen copy of the policy, in the compute type."""
-        reference = self.module(self.plan.model, self.plan.compute_dtype, None, headless=False)
-        if self.plan.tuning != "qlora":
+        """A frozen copy of the policy, in the compute type; TRL's is in the policy's own type.
+
+        And TRL never tells its reference that it is frozen, so autocast keeps casts of its weights.
+        """
+        plan = self.plan
+        trl = plan.recipe == "trl"
+        dtype = plan.weight_dtype if trl else plan.compute_dtype
+        reference = self.module(plan.model, dtype, None, headless=False)
+        if plan.tuning != "qlora":
             _copy_weights(policy, reference)
+        if trl:
+            return reference
         return self.frozen(reference, "reference")
 
     def reward(self, policy: Any) -> Scorer | None:

@@ -183,6 +183,12 @@ def reduction(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     return source.numel() * out.element_size(), *partial  # cast first
 
 
+def logsumexp(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
+    """Maxima, and the input less them: ReduceOps.cpp, logsumexp_out_impl."""
+    source = args[0]
+    return source.element_size() * out.numel(), source.nbytes
+
+
 def foreach_norm(card: Card, args: tuple[Any, ...], out: Any) -> Sizes:
     """Norms of chunks of 65 536 elements, fp32: ForeachReduceOp.cu."""
     tensors = args[0]
@@ -251,6 +257,7 @@ OF: dict[Any, tuple[Callable[[Card, tuple[Any, ...], Any], Sizes], ...]] = {
     aten.pow.Scalar: (scalar,),
     aten.cumsum.default: (scan,),
     aten.multinomial.default: (multinomial,),
+    aten.logsumexp.default: (logsumexp,),
     aten._foreach_norm.Scalar: (foreach_norm,),
     aten.sum.dim_IntList: (reduction,),
     aten.sum.default: (reduction,),

@@ -22,6 +22,8 @@ from fitcheck.bench.steps.inference import inference
 from fitcheck.bench.steps.ppo import ppo
 from fitcheck.bench.steps.reward import reward
 from fitcheck.bench.steps.sft import sft
+from fitcheck.bench.steps.trl import trl_dpo, trl_grpo, trl_reward, trl_sft
+from fitcheck.bench.steps.trl_ppo import trl_ppo
 from fitcheck.plan import Plan
 
 Step = Callable[[Plan, Roles, Recorder], dict[str, Tensor]]
@@ -29,10 +31,15 @@ Step = Callable[[Plan, Roles, Recorder], dict[str, Tensor]]
 STEPS: dict[str, Step] = {
     **{"inference": inference, "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "grpo": grpo}
 }
+TRL: dict[str, Step] = {
+    **{"sft": trl_sft, "reward": trl_reward, "dpo": trl_dpo},
+    **{"ppo": trl_ppo, "grpo": trl_grpo},
+}
 
 
 def run_step(plan: Plan, roles: Roles, recorder: Recorder | None = None) -> dict[str, Tensor]:
     """One step of the plan's method; returns its figures (losses, rewards) as scalar tensors."""
+    step = (STEPS | TRL if plan.recipe == "trl" else STEPS)[plan.method]
     on_meta = roles.device.type == "meta"
     with autocast_off_on_meta() if on_meta else nullcontext():
-        return STEPS[plan.method](plan, roles, recorder or Recorder())
+        return step(plan, roles, recorder or Recorder())

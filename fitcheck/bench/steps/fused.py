@@ -2,7 +2,8 @@
 
 The scheme of TRL's fused head (its kernels/chunked_logprob.py, 1.16): a tile of at most 4096 tokens
 by 32768 words in the compute type, running statistics in fp32, gradients accumulated in fp32. A
-Triton kernel would work on a tile in place; here blocks of 64 rows pass through fp32.
+Triton kernel, as TRL's, works on a tile in place; here blocks of 64 rows pass through fp32, unless
+a dry run asks what the kernel would take.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ TILE_TOKENS, TILE_WORDS, BLOCK_ROWS = 4096, 32768, 64
 class FusedLogprobs(torch.autograd.Function):
     """Log-probabilities [N] of `ids` [N] under the head `hidden` [N, H] @ `weight` [V, H].T.
 
-    Logits are scaled, then softly capped (Gemma 2) where `softcap` is not None.
+    Logits are scaled, then softly capped (Gemma 2) where `softcap` is not None. kernel: as TRL
+    does it, with tiles as wide as they can be and, on meta, nothing beside them.
     """
 
     @staticmethod
@@ -32,13 +34,14 @@ class FusedLogprobs(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         dtype: torch.dtype,
+        kernel: bool = False,
     ) -> Tensor:
-        ctx.head = (scale, softcap, dtype)
+        ctx.head = (scale, softcap, dtype, kernel)
         highest = hidden.new_full((len(ids),), -torch.inf, dtype=torch.float32)
         total = torch.zeros_like(highest)
         chosen = torch.zeros_like(highest)
-        for rows, words, tile, _, _ in _tiles(hidden, weight, bias, dtype):
-            for block, logits in _blocks(tile, rows, scale, softcap):
+        for rows, words, tile, _, _ in _tiles(hidden, weight, bias, dtype, kernel):
+            for block, logits in _blocks(tile, rows, scale, softcap, kernel):
                 top = torch.maximum(highest[block], logits.amax(1))
                 total[block] *= (highest[block] - top).exp()
                 highest[block] = top
@@ -52,7 +55,7 @@ class FusedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ids, log_total = ctx.saved_tensors
-        scale, softcap, dtype = ctx.head
+        scale, softcap, dtype, kernel = ctx.head
         needs = ctx.needs_input_grad[:3]
         inputs = (hidden, weight, bias)
         sums = [
@@ -60,8 +63,8 @@ class FusedLogprobs(torch.autograd.Function):
             for x, need in zip(inputs, needs, strict=True)
         ]
         grad_hidden, grad_weight, grad_bias = sums
-        for rows, words, tile, tokens, columns in _tiles(hidden, weight, bias, dtype):
-            for block, logits in _blocks(tile, rows, scale, softcap):
+        for rows, words, tile, tokens, columns in _tiles(hidden, weight, bias, dtype, kernel):
+            for block, logits in _blocks(tile, rows, scale, softcap, kernel):
                 slope = scale if softcap is None else (1 - (logits / softcap) ** 2) * scale
                 probability = logits.sub_(log_total[block, None]).exp_()
                 word, inside = _word_of(ids[block], words)
@@ -78,15 +81,15 @@ class FusedLogprobs(torch.autograd.Function):
             None if total is None else total.to(x.dtype)
             for x, total in zip(inputs, sums, strict=True)
         ]
-        return (*results, None, None, None, None)
+        return (*results, None, None, None, None, None)
 
 
 def _tiles(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, kernel: bool
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
     """Each tile of logits in one buffer, with its rows, its words and the factors it is made of."""
     tokens, vocabulary = len(hidden), len(weight)
-    size = (min(tokens, TILE_TOKENS), min(vocabulary, TILE_WORDS))
+    size = (min(tokens, TILE_TOKENS), TILE_WORDS if kernel else min(vocabulary, TILE_WORDS))
     buffer = torch.empty(size, dtype=dtype, device=hidden.device)
     for i in range(0, tokens, TILE_TOKENS):
         rows = slice(i, min(i + TILE_TOKENS, tokens))
@@ -102,9 +105,11 @@ def _tiles(
 
 
 def _blocks(
-    tile: Tensor, rows: slice, scale: float, softcap: float | None
+    tile: Tensor, rows: slice, scale: float, softcap: float | None, kernel: bool
 ) -> Iterator[tuple[slice, Tensor]]:
     """A few rows of the tile at a time as final logits in fp32, with their places in the batch."""
+    if kernel and tile.is_meta:
+        return
     for i in range(0, len(tile), BLOCK_ROWS):
         logits = tile[i : i + BLOCK_ROWS].to(torch.float32, copy=True).mul_(scale)
         if softcap is not None:
