@@ -19,6 +19,8 @@ from fitcheck.plan import Plan
 from fitcheck.progress import Bar
 from fitcheck.report import Report
 
+CLOSE = 0.1  # of the usable memory: with less to spare a plan that fits is worth a dry run
+FEW = 3  # changes to check where the estimate says that none is needed
 STOPPED = "stopped"  # what worker.py says after ctrl-C
 
 
@@ -42,17 +44,20 @@ def possible() -> bool:
 
 
 def verified(report: Report, found: Sequence[Fix]) -> Iterator[Check]:
-    """The dry runs, until ctrl-C; of a plan that fits there is nothing to check.
+    """The dry runs, until ctrl-C; none of a plan that fits with room to spare.
 
     Where the plan's own dry run fails by the allocator's cache alone, what lessens that follows.
     """
-    if report.verdict == "fits":
+    fits = report.verdict == "fits"
+    if fits and report.spare_bytes > CLOSE * report.usable_bytes:
         return
-    fixes = [fix for fix in found if fix.verdict != "does-not-fit"]
     own = _check(report, None, report.plan)
     if own.said == STOPPED:
         return
     yield own
+    fixes = [fix for fix in found if fix.verdict != "does-not-fit"]
+    if fits:  # by the estimate, which knows no fragments
+        fixes = fixes[:FEW] if own.report and own.report.verdict != "fits" else []
     if own.report:
         known = {fix.flags for fix in fixes}
         fixes = [fix for fix in uncached(own.report) if fix.flags not in known] + fixes

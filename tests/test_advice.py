@@ -193,6 +193,28 @@ def test_where_the_cache_alone_is_too_much_it_is_lessened() -> None:
     assert much.verdict == "does-not-fit" and uncached(cached(much, 2**30)) == []
 
 
+def test_what_fits_closely_is_checked_and_what_fits_well_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Plan] = []
+
+    def dry_run(plan: Plan, *rest: Any) -> Report:
+        asked.append(plan)
+        return replace(
+            judged(plan), source="dry-run", outcome="fits" if len(asked) > 1 else "tight"
+        )
+
+    monkeypatch.setattr(worker, "dry_run", dry_run)
+    plan = resolve("qwen3-4b", gpu="a100", method="sft", tuning="lora")
+    well = judged(plan)
+    assert list(verified(well, fixes(plan, well))) == []
+    limit = ceilings(plan)["sequence"].plan
+    close = judged(limit)
+    found = list(verified(close, fixes(limit, close)))
+    assert [check.fix for check in found] == [None, *fixes(limit, close)[:3]]
+    assert asked == [limit, *(fix.plan for fix in fixes(limit, close)[:3])]
+
+
 @pytest.mark.oracle
 def test_the_dry_run_confirms_the_first_advice_and_tells_expandable_segments() -> None:
     small = {"model": "smollm2-135m", "gpu": "gtx 1050 ti", "method": "dpo", "tuning": "lora"}
