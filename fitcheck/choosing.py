@@ -21,6 +21,7 @@ from fitcheck.cost import Data, Prices
 from fitcheck.costing import NOUNS, data_of, number, rent_json
 from fitcheck.errors import FitCheckError
 from fitcheck.flags import plan_fields
+from fitcheck.plan import Plan
 from fitcheck.table import columns, print_table
 from fitcheck.text import gib, headline
 
@@ -81,7 +82,7 @@ def _cells(choice: Choice) -> tuple[str, ...]:
         if cloud != "your price":
             cloud += f" {_month(price.as_of)}"
     return (
-        f"{plan.gpus} x {plan.gpu.short_name}" if plan.gpus > 1 else plan.gpu.short_name,
+        _cards(plan),
         "yes" if report.verdict == "fits" else report.verdict,
         gib(report.spare_bytes),
         _amount(choice.hours),
@@ -91,6 +92,12 @@ def _cells(choice: Choice) -> tuple[str, ...]:
         "-" if choice.price is None else f"{choice.price:,.0f}",
         _month(choice.card_said),
     )
+
+
+def _cards(plan: Plan) -> str:
+    """The card, or how many of them and how they share the work."""
+    name = plan.gpu.short_name
+    return name if plan.gpus == 1 else f"{plan.gpus} x {name}, {plan.sharding}"
 
 
 def _amount(value: float | None) -> str:
