@@ -19,6 +19,7 @@ from typing import Any
 
 from fitcheck import archive, files
 from fitcheck.errors import FitCheckError
+from fitcheck.plan import Plan
 from fitcheck.timings import SOURCE
 
 PERCENTILE = 95
@@ -101,7 +102,7 @@ def _compared(file: str, content: archive.File, run: archive.RunRow) -> Comparis
         run=name,
         model=plan.model.name,
         method=plan.method,
-        settings=f"{plan.tuning}, {plan.precision}, {plan.micro_batch} x {plan.tokens}",
+        settings=_settings(plan),
         measured_bytes=measured.allocated_bytes,
         predicted=predicted,
         missing=missing,
@@ -110,6 +111,11 @@ def _compared(file: str, content: archive.File, run: archive.RunRow) -> Comparis
         outcome=measured.outcome,
         verdicts=verdicts,
     )
+
+
+def _settings(plan: Plan) -> str:
+    cards = f", {plan.sharding} on {plan.gpus} cards" if plan.gpus > 1 else ""
+    return f"{plan.tuning}, {plan.precision}, {plan.micro_batch} x {plan.tokens}{cards}"
 
 
 def summary(found: Iterable[Comparison]) -> dict[str, Any]:

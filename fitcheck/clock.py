@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fitcheck import links, memory, quants
+from fitcheck import links, memory, quants, shards
 from fitcheck.memory import Role
 from fitcheck.passes import Step, decode_step, llama_cpp_prefill, pass_seconds
 from fitcheck.plan import GGUF_QUANTS, ROLLOUT, Plan
@@ -70,7 +70,7 @@ class Clock:
 
     def share(self, number: int) -> int:
         """What one card does of what all cards do together: each its part of the batch."""
-        return -(-number // self.plan.gpus)
+        return self.plan.on_card(number)
 
     def rollout(self, part: str) -> float:
         """Of all rows at once; trl's PPO rolls out `score_batch` of them at a time."""
@@ -132,7 +132,9 @@ class Clock:
         who = self.roles[role]
         read, moved = self.weight_traffic(who)
         work = forward(who.model, rows, tokens)
-        return pass_seconds(self.gpu, self.plan.compute_dtype, work, read * chunks, moved * chunks)
+        read, moved = read * chunks, moved * chunks
+        seconds = pass_seconds(self.gpu, self.plan.compute_dtype, work, read, moved)
+        return max(seconds, chunks * self.gathering(who))
 
     def weight_traffic(self, who: Role) -> tuple[float, float]:
         """(bytes that products read, bytes that casts and unpacking move) in one pass."""
@@ -211,34 +213,45 @@ class Clock:
     def optimizer_step(self, role: str) -> float:
         """Bytes of weights, gradients and states over the bandwidth, by how the optimizer runs."""
         plan, who = self.plan, self.roles[role]
-        gradients = memory.total(memory.gradient_sizes(who))
+        cards = shards.cards(plan, shards.STATES)
+        gradients = memory.total(memory.gradient_sizes(who)) / cards
         if "optimizer" in (plan.offload or ()):
-            count = sum(size * copies for size, copies in memory.gradient_sizes(who)) / max(
-                1, who.adapter or who.weight
-            )
-            return 2 * gradients / links.host_bandwidth(self.gpu) + CPU_ADAM * count / HOST_MEMORY
+            count = gradients / max(1, who.adapter or who.weight)
+            host = HOST_MEMORY / plan.gpus  # all cards' Adams share it
+            return 2 * gradients / links.host_bandwidth(self.gpu) + CPU_ADAM * count / host
         if plan.optimizer == "adamw":
             return FOREACH_PASSES * gradients / self.speed
         master = plan.precision == "bf16-master"
         states = memory.total(memory.state_sizes(who, plan.optimizer, master, paged=False))
         states += memory.total(memory.state_sizes(who, plan.optimizer, master, paged=True))
-        return (3 * gradients + 2 * states) / self.speed
+        return (3 * gradients + 2 * states / cards) / self.speed
+
+    def gathering(self, who: Role) -> float:
+        """Seconds in which weights that are split are put together once."""
+        plan = self.plan
+        if not shards.gathers(plan) or who.stored == "int8":
+            return 0.0
+        size = shards.gathered_bytes(who, shards.gathered_width(plan, who))
+        return links.all_gather(size, plan.gpus, links.link_bandwidth(self.gpu, plan.gpus))
 
     def communication(self, role: str, micro: int) -> float:
-        """Seconds of the collectives of one update over several cards, run beside its backward.
+        """Seconds of the collectives of a backward over several cards, run beside it.
 
-        Gradients are summed once an update (ddp, zero1, zero2: reduce-scatter and all-gather);
-        zero3 and fsdp gather the weights for forward and for backward, and scatter gradients.
+        ddp and zero1 sum gradients once an optimizer step (reduce-scatter and all-gather); where
+        gradients are split they are scattered after each micro-batch. zero2 gathers new weights;
+        zero3 and fsdp gather them here as in each forward.
         """
         plan, who = self.plan, self.roles[role]
         if plan.gpus == 1:
             return 0.0
         link = links.link_bandwidth(self.gpu, plan.gpus)
-        gradients = memory.total(memory.gradient_sizes(who))
-        if plan.sharding not in ("zero3", "fsdp"):
-            return links.all_reduce(gradients, plan.gpus, link)
-        weights = 2 * memory.total(memory.weight_sizes(who)) * micro
-        return links.all_gather(weights + gradients, plan.gpus, link)
+        steps = plan.batch // plan.minibatch if plan.minibatch else 1
+        part = links.all_gather(memory.total(memory.gradient_sizes(who)), plan.gpus, link)
+        if shards.cards(plan, shards.GRADIENTS) == 1:
+            return 2 * steps * part
+        return micro * part + (
+            micro * self.gathering(who) if shards.gathers(plan) else steps * part
+        )
 
 
 UPDATES: dict[str, Callable[[Clock, str, int, int, int], float]] = {
@@ -256,10 +269,11 @@ def _inference(plan: Plan, part: str) -> float:
         work = forward(model, 1, plan.context)
         read = quants.weight_bytes(model, plan.quant)
         return pass_seconds(plan.gpu, plan.compute_dtype, work, read)
-    cache = memory.kv_cache(model, plan.concurrency, plan.context, memory.KV_BYTES[plan.kv_cache])
-    weights = quants.weight_bytes(model, plan.quant) * share_read(model, plan.concurrency)
+    rows = plan.on_card(plan.concurrency)
+    cache = memory.kv_cache(model, rows, plan.context, memory.KV_BYTES[plan.kv_cache])
+    weights = quants.weight_bytes(model, plan.quant) * share_read(model, rows)
     step = Step(
-        *(model, plan.concurrency, weights, cache, plan.compute_dtype),
+        *(model, rows, weights, cache, plan.compute_dtype),
         k_quant="_k" in plan.quant,
         nf4=plan.quant == "nf4",
     )

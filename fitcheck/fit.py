@@ -76,6 +76,7 @@ def notes(plan: Plan) -> list[str]:
     if plan.gpu.doubt:
         found.append(f"{plan.gpu.name}: unverified {plan.gpu.doubt}")
     training = plan.method != "inference"
+    found += side_by_side(plan)
     if training and plan.gpu.vendor in ("apple", "intel"):
         vendor = plan.gpu.vendor.title()
         found.append(f"training on {vendor} is not modelled: CUDA's figures stand in")
@@ -91,6 +92,21 @@ def notes(plan: Plan) -> list[str]:
             found.append("its own linear layers stay in 16 bits: transformers quantizes nn.Linear")
     found += traps(plan)
     return list(dict.fromkeys(found))
+
+
+def side_by_side(plan: Plan) -> list[str]:
+    """What is assumed of several cards."""
+    if plan.gpus == 1:
+        return []
+    found = [f"what each of {plan.gpus} equal cards holds; only FSDP on two was held against runs"]
+    if plan.sharding == "fsdp" and plan.method != "inference":
+        found.append(
+            "FSDP scatters the gradients of each micro-batch (accelerate: sync_each_batch); "
+            "under no_sync a card holds all of them"
+        )
+    if plan.rollout in ("vllm", "sglang"):
+        found.append(f"each card runs a {plan.rollout} of its own")
+    return found
 
 
 def unknown_kernel(plan: Plan) -> str:

@@ -135,8 +135,13 @@ def rounding(sizes: Sizes) -> tuple[int, int]:
     return counted, cached
 
 
-def weight_sizes(role: Role) -> Sizes:
-    """(bytes of one tensor, copies) of everything the role holds in weights, adapters left out."""
+def weight_sizes(role: Role, cards: int = 1) -> Sizes:
+    """(bytes of one tensor, copies) of everything the role holds in weights, adapters left out.
+
+    cards: among how many each parameter is split. The scales of 4-bit weights are no parameters,
+    and LLM.int8's cannot do without theirs: each card holds those whole.
+    """
+    cards = 1 if role.stored == "int8" else cards
     if not role.base:
         return [(role.model.score_head_params * role.adapter, 1)] if role.head == "score" else []
     sizes = []
@@ -144,7 +149,8 @@ def weight_sizes(role: Role) -> Sizes:
         stored = role.stored if kind == "linear" else "plain"
         size = (role.adapter or role.weight) if kind == "score" else role.weight
         size = 4 if wide else size
-        sizes += [(part, copies) for part in stored_sizes(shape, size, stored)]
+        first, *scales = stored_sizes(shape, size, stored)
+        sizes += [(-(-first // cards), copies), *((part, copies) for part in scales)]
     if role.model.model_type == "gpt_neo":  # each layer holds a causal mask of its own, as a buffer
         sizes.append((role.model.max_position_embeddings**2, role.model.num_layers))
     return sizes

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fitcheck import memory, trl
+from fitcheck import memory, shards, trl
 from fitcheck.activations import Shape
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import TRANSFORMERS_QUANTS, Plan
 from fitcheck.report import Moment, Phase, Term
 from fitcheck.roles import BYTES
-from fitcheck.scene import Scene, Terms
+from fitcheck.scene import Scene
+from fitcheck.stays import Terms
 
 
 def phases(plan: Plan) -> tuple[Phase, ...]:
@@ -28,7 +29,7 @@ def phases(plan: Plan) -> tuple[Phase, ...]:
 
 def inference(scene: Scene) -> Iterator[Phase]:
     plan = scene.plan
-    rows, context = plan.concurrency, plan.context
+    rows, context = plan.on_card(plan.concurrency), plan.context
     scene.held = _cache(scene, rows, context, memory.KV_BYTES[plan.kv_cache])
     in_transformers = plan.quant in TRANSFORMERS_QUANTS and plan.kv_cache == plan.compute_dtype
     beyond = _beyond(scene, 1, context) if in_transformers else ()
@@ -39,24 +40,27 @@ def inference(scene: Scene) -> Iterator[Phase]:
 
 def sft(scene: Scene) -> Iterator[Phase]:
     plan = scene.plan
-    scene.held = _batch(plan.batch * plan.sequence, "token ids and labels", 16)
+    rows = plan.on_card(plan.batch)
+    scene.held = _batch(rows * plan.sequence, "token ids and labels", 16)
     shape, head = _text(scene, plan.micro_batch, plan.sequence)
-    yield from scene.update("update", "policy", shape, head, plan.batch // plan.micro_batch)
+    yield from scene.update("update", "policy", shape, head, rows // plan.micro_batch)
 
 
 def reward(scene: Scene) -> Iterator[Phase]:
     plan = scene.plan
-    scene.held = _batch(2 * plan.batch * plan.sequence, "token ids and masks", 16)
+    rows = plan.on_card(plan.batch)
+    scene.held = _batch(2 * rows * plan.sequence, "token ids and masks", 16)
     shape = Shape(2 * plan.micro_batch, plan.sequence)
-    yield from scene.update("update", "policy", shape, "score", plan.batch // plan.micro_batch)
+    yield from scene.update("update", "policy", shape, "score", rows // plan.micro_batch)
 
 
 def dpo(scene: Scene) -> Iterator[Phase]:
     """Chosen and rejected in one forward; the reference runs on top of the policy's graph."""
     plan = scene.plan
-    scene.held = _batch(2 * plan.batch * plan.sequence, "token ids and masks", 16)
+    rows = plan.on_card(plan.batch)
+    scene.held = _batch(2 * rows * plan.sequence, "token ids and masks", 16)
     shape = Shape(2 * plan.micro_batch, plan.sequence, plan.sequence - 1)
-    steps = plan.batch // plan.micro_batch
+    steps = rows // plan.micro_batch
     role = "reference" if plan.reference == "copy" else "policy"
     for phase in scene.update("update", "policy", shape, LOSSES[plan.loss], steps):
         if phase.name == "update.loss" and plan.reference != "precomputed":
@@ -76,7 +80,7 @@ def grpo(scene: Scene) -> Iterator[Phase]:
     yield from _scores(scene, scored)
     yield _advantages(scene)
     shape = Shape(plan.micro_batch, scored.length, plan.response)
-    steps = plan.minibatch // plan.micro_batch
+    steps = plan.on_card(plan.minibatch) // plan.micro_batch
     update = scene.update("update.policy", "policy", shape, LOSSES[plan.loss], steps)
     yield from _with_pretraining(scene, update) if plan.ptx_batch else update
 
@@ -86,7 +90,7 @@ def ppo(scene: Scene) -> Iterator[Phase]:
     yield from grpo(scene)  # the same rollout, scores and policy update
     if "critic" in scene.roles:
         shape = Shape(plan.micro_batch, plan.prompt + plan.response, plan.response)
-        steps = plan.minibatch // plan.micro_batch
+        steps = plan.on_card(plan.minibatch) // plan.micro_batch
         for phase in scene.update("update.critic", "critic", shape, "score", steps):
             if phase.name != "update.critic.loss":  # its loss is a number a token
                 yield phase
@@ -100,7 +104,8 @@ def _with_pretraining(scene: Scene, update: Iterator[Phase]) -> Iterator[Phase]:
     """PPO-ptx: pretraining text through the same phases, on top of PPO's gradients."""
     plan = scene.plan
     tokens = plan.prompt + plan.response
-    shape, head = _text(scene, min(plan.micro_batch, plan.ptx_batch), tokens)
+    rows = min(plan.micro_batch, plan.on_card(plan.ptx_batch))
+    shape, head = _text(scene, rows, tokens)
     extra = {p.name: p.moments for p in scene.update("update.policy", "policy", shape, head, 2)}
     for phase in update:
         yield Phase(phase.name, (*phase.moments, *extra[phase.name]))
@@ -117,21 +122,23 @@ def _text(scene: Scene, rows: int, tokens: int) -> tuple[Shape, str]:
 def _rollout(scene: Scene) -> Iterator[Phase]:
     """Prefill all prompts at once, then a token at a time with a growing KV cache."""
     plan, tokens = scene.plan, scene.plan.prompt + scene.plan.response
-    scene.held = _batch(plan.batch * tokens, "token ids and masks", 16)
+    rows = plan.on_card(plan.batch)
+    scene.held = _batch(rows * tokens, "token ids and masks", 16)
     if plan.rollout != "transformers":
         _check_engine(scene)
         yield Phase("rollout", (Moment("engine", scene.resident("rollout")),))
     else:
         widths = scene.cache_widths()
-        cache = _cache(scene, plan.batch, plan.prompt, *widths)
-        first = (*cache, *_beyond(scene, plan.batch, plan.prompt))
-        shape = Shape(plan.batch, plan.prompt)
+        cache = _cache(scene, rows, plan.prompt, *widths)
+        whole = shards.generation(plan, scene.roles["policy"])
+        first = (*whole, *cache, *_beyond(scene, rows, plan.prompt))
+        shape = Shape(rows, plan.prompt)
         yield scene.forward("rollout.prefill", "policy", shape, "last_logits", first)
-        cache = _cache(scene, plan.batch, tokens, *widths)
-        shape = Shape(plan.batch, 1, past=tokens)
+        cache = (*whole, *_cache(scene, rows, tokens, *widths))
+        shape = Shape(rows, 1, past=tokens)
         decode = scene.forward("rollout.decode", "policy", shape, "last_logits", cache)
-        yield _growing(scene, decode, plan.batch, tokens, first, cache)
-    width = 4 * 6 * plan.batch * plan.response
+        yield _growing(scene, decode, rows, tokens, first, cache)
+    width = 4 * 6 * rows * plan.response
     rollout = Term("rollout tensors", "batch", width, "log-probs, values, rewards, ...: fp32 each")
     scene.held = (*scene.held, rollout)
 

@@ -32,6 +32,7 @@ OPTIMIZERS = (
     *("adamw", "adamw-fused", "adamw-8bit", "paged-adamw-8bit"),
     *("adafactor", "lion", "sgd", "muon"),
 )
+SHARDINGS = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp")
 OFFLOADS = ("reference", "reward", "critic", "optimizer")
 GGUF_QUANTS = (
     *("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
@@ -62,7 +63,7 @@ class Plan:
     gpus: int = 1
     nodes: int = 1
     ram: int | None = None
-    sharding: str = knob("how several cards share the work", METHODS, choices=("none",))
+    sharding: str = knob("how several cards share the work", METHODS, choices=SHARDINGS)
     tuning: str = knob("what trains", TRAINING, choices=("full", "lora", "qlora"))
     lora_rank: int = knob("LoRA rank", TRAINING, "int")
     lora_targets: str | tuple[str, ...] = knob(
@@ -79,10 +80,12 @@ class Plan:
     sequence: int = knob("tokens of one example, prompt and completion", EXAMPLES, "int")
     prompt: int = knob("prompt tokens", ROLLOUT, "int")
     response: int = knob("response tokens", ROLLOUT, "int")
-    batch: int = knob("prompts, completions, pairs or examples per batch", TRAINING, "int")
-    micro_batch: int = knob("of these, in one forward and backward", TRAINING, "int")
-    minibatch: int = knob("sequences in one optimizer step", ROLLOUT, "int")
-    score_batch: int = knob("sequences in one forward without gradients", SCORING, "int")
+    batch: int = knob(
+        "prompts, completions, pairs or examples per batch, all cards together", TRAINING, "int"
+    )
+    micro_batch: int = knob("of these, in one forward and backward of a card", TRAINING, "int")
+    minibatch: int = knob("sequences in one optimizer step, all cards together", ROLLOUT, "int")
+    score_batch: int = knob("sequences in one forward without gradients, of a card", SCORING, "int")
     epochs: int = knob("passes over a rollout batch", ROLLOUT, "int")
     group: int = knob("completions per prompt", ("grpo",), "int")
     ptx_batch: int = knob("pretraining sequences mixed into the update", ("ppo",), "int")
@@ -111,7 +114,7 @@ class Plan:
     )
     quant: str = knob("type of the weights", ("inference",), choices=QUANTS)
     context: int = knob("tokens of one sequence", ("inference",), "int")
-    concurrency: int = knob("sequences at a time", ("inference",), "int")
+    concurrency: int = knob("sequences at a time, all cards together", ("inference",), "int")
     kv_cache: str = knob("type of the KV cache", ("inference",), choices=KV_TYPES)
     given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
@@ -128,6 +131,8 @@ class Plan:
             put(self, name, runs_as(self.recipe, self.method, name, getattr(self, name)))
         wishes = {name: getattr(self, name) for name in self.given}
         used = _defaults(self.method, wishes)
+        if self.gpus != 1:
+            used["sharding"] = "ddp"
         for name in sorted(self.given - used.keys()):
             raise FitCheckError(f"{flag_of(name)} has no meaning in this plan", _NEEDS[name])
         for name, value in used.items():
@@ -145,6 +150,9 @@ class Plan:
         wishes = {name: value for name, value in wishes.items() if value is not None}
         used = _defaults(changes.get("method", self.method), wishes)
         kept = {name: value for name, value in wishes.items() if name in used}
+        if changes.get("gpus", self.gpus) != self.gpus and "sharding" not in changes:
+            alone = 1 in (changes["gpus"], self.gpus)  # what one card does, several cannot
+            kept = {name: value for name, value in kept.items() if name != "sharding" or not alone}
         hardware = {n: getattr(self, n) for n in ("model", "gpu", "gpus", "nodes", "ram")}
         if "gpu" not in changes:
             hardware["memory"] = self.memory
@@ -156,6 +164,10 @@ class Plan:
         if self.method in ROLLOUT:
             return self.prompt + self.response
         return self.context if self.method == "inference" else self.sequence
+
+    def on_card(self, number: int) -> int:
+        """What a card gets of so many sequences; the one with most, where they do not divide."""
+        return -(-number // self.gpus)
 
     @property
     def reward_architecture(self) -> Model | None:

@@ -94,16 +94,20 @@ def setting(plan: Plan, role: Role, adapters: bool = True) -> Setting:
     flow = FLOWS.get(role.model.model_type)
     if choice == "sdpa" and flow is not None and flow.kernel:
         choice = flow.kernel
+    weight = role.weight
+    stream = 4 if plan.precision.endswith("-mixed") and role.tuning else weight
+    if plan.sharding == "fsdp" and plan.autocast:  # MixedPrecision: layers see 16-bit weights only
+        weight = stream = min(weight, BYTES[dtype])
     return Setting(
         compute=BYTES[dtype],
-        weight=role.weight,
+        weight=weight,
         autocast=plan.autocast,
         # TRL's reference is never told that it is frozen, so autocast keeps casts of its weights.
         trains=role.tuning == "full" or (plan.recipe == "trl" and role.name == "reference"),
         head_trains=bool(role.tuning),
         kernel=kernels.attention_kernel(plan.gpu, dtype, masked, dim, choice),
         masked=masked,
-        stream=4 if plan.precision.endswith("-mixed") and role.tuning else role.weight,
+        stream=stream,
         masked_kernel=kernels.attention_kernel(plan.gpu, dtype, True, dim, choice),
         stored=role.stored,
         adapter=role.adapter if adapters else 0,

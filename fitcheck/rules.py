@@ -55,11 +55,7 @@ def check_together(plan: Plan) -> None:
     """What two or more fields must agree on."""
     for name in ("gpus", "nodes"):
         check_whole(name, getattr(plan, name), 1, LARGEST)
-    if plan.gpus > 1 or plan.nodes > 1:
-        raise FitCheckError(
-            "more than one GPU is not modelled yet",
-            "ask for one card with --gpus 1 --nodes 1; sharding is on the way",
-        )
+    _check_cards(plan)
     if plan.ram is not None:
         check_whole("ram", plan.ram, 1, _LARGEST_RAM)
         if plan.ram < _LEAST_RAM:
@@ -72,6 +68,49 @@ def check_together(plan: Plan) -> None:
     else:
         _check_sizes(plan)
         _check_training(plan)
+
+
+def _check_cards(plan: Plan) -> None:
+    """Cards side by side in one machine; what the ways to share the work among them cannot do."""
+    way = f"--sharding {plan.sharding}"
+    if plan.nodes > 1:
+        raise FitCheckError(
+            "more than one machine is not modelled", "use --nodes 1; --gpus may be more than one"
+        )
+    if (plan.gpus == 1) != (plan.sharding == "none"):
+        if plan.gpus == 1:
+            raise FitCheckError(f"{way} shares work among cards, and there is one", "add --gpus 2")
+        raise FitCheckError(
+            f"--sharding none leaves {plan.gpus - 1} of the {plan.gpus} cards without work",
+            "use --sharding ddp, or zero1, zero2, zero3 or fsdp to split what a card holds",
+        )
+    if plan.gpus > 1 and plan.gpu.unified_memory:
+        raise FitCheckError(
+            f"{plan.gpu.name} is part of its machine: several do not sit side by side", "--gpus 1"
+        )
+    if plan.gpus > 1 and plan.recipe == "trl":
+        raise FitCheckError(
+            "--recipe trl is modelled on one card", "use --recipe plain, or leave out --gpus"
+        )
+    if plan.sharding in ("none", "ddp"):
+        return
+    if plan.method == "inference":
+        raise FitCheckError(
+            f"{way} splits a training step; a model that is too large for one card to run needs "
+            "tensor parallelism, which is not modelled",
+            "use --sharding ddp (a copy on each card), or a smaller --quant",
+        )
+    if plan.optimizer in ("adafactor", "muon"):
+        raise FitCheckError(
+            f"{way} cuts tensors into flat parts, and {plan.optimizer} needs whole matrices",
+            "use another --optimizer, or --sharding ddp",
+        )
+    if plan.sharding == "fsdp" and plan.precision == "bf16-master":
+        raise FitCheckError(
+            "--precision bf16-master is DeepSpeed's and Megatron's; FSDP's shards are themselves "
+            "the fp32 weights",
+            "use --precision bf16-mixed, or --sharding zero3",
+        )
 
 
 _SHORTER = dict.fromkeys(("sft", "reward", "dpo"), "lower --sequence")
@@ -113,21 +152,23 @@ def _check_inference(plan: Plan) -> None:
 
 
 def _check_sizes(plan: Plan) -> None:
-    """Each size divides the next larger one."""
-    links = [("micro_batch", "batch")]
+    """Each size divides the next larger one; micro_batch and score_batch are those of each card."""
+    links = [("micro_batch", "batch", plan.gpus)]
     if plan.minibatch:
-        links = [("micro_batch", "minibatch"), ("minibatch", "batch")]
+        links = [("micro_batch", "minibatch", plan.gpus), ("minibatch", "batch", 1)]
     if plan.score_batch and plan.recipe == "trl":
         _check_scored(plan)
     elif plan.score_batch:  # DPO's reference scores what the policy just saw
-        links.append(("score_batch", "micro_batch" if plan.method == "dpo" else "batch"))
+        dpo = plan.method == "dpo"
+        links.append(("score_batch", *(("micro_batch", 1) if dpo else ("batch", plan.gpus))))
     if plan.group:
-        links.append(("group", "batch"))
-    for small, large in links:
+        links.append(("group", "batch", 1))
+    for small, large, cards in links:
         size, whole = getattr(plan, small), getattr(plan, large)
-        if whole % size:
+        if whole % (size * cards):
+            each = f" on each of {cards} cards" if cards > 1 else ""
             raise FitCheckError(
-                f"{flag_of(small)} {size} does not divide {flag_of(large)} {whole}",
+                f"{flag_of(small)} {size}{each} does not divide {flag_of(large)} {whole}",
                 "choose sizes where each divides the next larger one",
             )
 

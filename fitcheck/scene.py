@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import lru_cache, partial
+from functools import lru_cache
 
-from fitcheck import activations, kernels, memory, quants
+from fitcheck import activations, kernels, memory, shards
 from fitcheck.activations import Shape
 from fitcheck.memory import Role
 from fitcheck.model import Model
 from fitcheck.ops import Setting
 from fitcheck.plan import Plan
-from fitcheck.report import CACHED, OUTSIDE, Moment, Phase, Term
+from fitcheck.report import OUTSIDE, Moment, Phase, Term
 from fitcheck.roles import roles, setting
+from fitcheck.stays import Terms, quantized, stays
 from fitcheck.walk import Stage
-
-Terms = tuple[Term, ...]
 
 
 class Scene:
@@ -50,8 +49,15 @@ class Scene:
         plan = self.plan
         if kind == "weights" and plan.method == "inference":
             left = plan.quant in ("nf4", "int8") and role.stored == "plain"
-            return _quantized(role, "bf16" if left else plan.quant)
-        return _stays(kind, role, plan.optimizer, self.master)
+            return quantized(role, "bf16" if left else plan.quant)
+        if shards.in_ram(plan, kind) and role.tuning:
+            return ()
+        number = shards.cards(plan, kind)
+        return stays(kind, role, plan.optimizer, self.master, number, shards.is_flat(plan))
+
+    def gradients(self, role: Role) -> Terms:
+        """Those of earlier micro-batches; ZeRO-3 has a buffer of them that is always there."""
+        return () if self.plan.sharding == "zero3" else self.stays("gradients", role)
 
     def resident(self, phase: str, states: bool = True) -> Terms:
         """What is on the card throughout a phase, whatever the phase does."""
@@ -69,8 +75,10 @@ class Scene:
         for role in self.roles.values():
             if role.name not in away:
                 yield from self.stays("weights", role)
-                if role.tuning and states and "optimizer" not in away:
-                    yield from self.stays("optimizer states", role)
+                if role.tuning and states:
+                    yield from shards.always(self.plan, role)
+                    if "optimizer" not in away:
+                        yield from self.stays("optimizer states", role)
         if engine:
             plan = self.plan
             share = int(plan.rollout_memory * plan.memory.total_bytes)
@@ -89,7 +97,7 @@ class Scene:
         """A pass without gradients: its layers, then its head."""
         model, how = _alike(self.roles[role].model), self.setting(role, adapters)
         casts, layers, ends = activations.inference_peak(model, how, shape, head)
-        stays = (*self.resident(phase), *extra, *_mask(how, shape))
+        stays = (*self.resident(phase), *extra, *_mask(how, shape), *self._gathered(phase, role))
         if casts:
             stays += (Term("autocast copies", role, casts, "16-bit casts of fp32 weights, cached"),)
         what = (model, how, shape)
@@ -112,7 +120,7 @@ class Scene:
     ) -> Iterator[Phase]:
         """Forward, loss, backward, step of one role; gradients of `steps` micro-batches add up."""
         plan, who, how = self.plan, self.roles[role], self.setting(role)
-        older = self.stays("gradients", who) if steps > 1 else ()
+        older = self.gradients(who) if steps > 1 else ()
         stages = activations.update_stages(
             *(_alike(who.model), how, shape, head, plan.checkpointing),
             accumulate=steps > 1,
@@ -121,6 +129,7 @@ class Scene:
         for part in ("forward", "loss", "backward"):
             phase = f"{prefix}.{part}"
             stays = (*self.resident(phase), *_mask(how, shape), *older)
+            stays += shards.working(plan, self._base(role), part)
             if part != "backward":
                 stays += self._presents(who, shape)
             moments = tuple(
@@ -130,10 +139,11 @@ class Scene:
             )
             yield Phase(phase, moments)
         size, why = memory.step_temporary(who, plan.optimizer, self.master)
+        size = -(-size // shards.cards(plan, "optimizer states"))
         if "optimizer" in plan.offload:
             size, why = 0, "the optimizer runs on the CPU"
         temporary = Term("optimizer temporary", role, size, why)
-        stays = (*self.resident(f"{prefix}.step"), *self.stays("gradients", who), temporary)
+        stays = (*self.resident(f"{prefix}.step"), *self.gradients(who), temporary)
         yield Phase(f"{prefix}.step", (Moment("optimizer step", stays),))
 
     def _presents(self, who: Role, shape: Shape) -> Terms:
@@ -158,12 +168,13 @@ class Scene:
             model, how, shape, head, self.plan.checkpointing, accumulate=steps > 1
         )[0]
         loss = activations.training_cost(model, how, shape, head).kept
-        terms = (
+        terms: Terms = (
             Term("activations", role, stage.activations, "of the policy's graph"),
             Term("autocast copies", role, stage.casts, "16-bit casts of fp32 weights, cached"),
             Term(_head_name(head), role, loss, "log-softmax of the policy, kept for its backward"),
         )
-        return terms + (self.stays("gradients", who) if steps > 1 else ())
+        terms += shards.working(self.plan, self._base(role), "held")
+        return terms + (self.gradients(who) if steps > 1 else ())
 
     def _stage(
         self, who: Role, stage: Stage, how: Setting, shape: Shape, head: str
@@ -174,12 +185,15 @@ class Scene:
         else:
             saved = f"saved for backward in each of {model.num_layers} layers"
         yield Term("activations", role, stage.activations, saved)
+        if stage.name == "first layer":
+            hidden = shape.tokens * model.hidden_size * how.stream
+            yield from shards.hooked(self.plan, who, hidden)
         if stage.casts:
             yield Term("autocast copies", role, stage.casts, "16-bit casts of fp32 weights, cached")
         if stage.name == "embedding":
             why = f"{model.vocab_size:,} x {model.embedding_width:,} x {how.weight} B, and its sums"
             yield Term("embedding gradient", role, stage.working, why)
-            yield Term("gradients", role, stage.gradients, "made so far in this backward")
+            yield from self._made(who, how, stage.gradients)
             return
         name = _head_name(head) if stage.name == "logits" else "layer activations"
         piece = head if stage.name == "logits" else "layer"
@@ -191,8 +205,29 @@ class Scene:
                 until = "no-grad"
         what = (model, how, shape, piece, until)
         yield Term(name, role, stage.working, lambda: activations.explain(*what))
-        if stage.gradients:
-            yield Term("gradients", role, stage.gradients, "made so far in this backward")
+        yield from self._made(who, how, stage.gradients)
+
+    def _made(self, who: Role, how: Setting, size: int) -> Iterator[Term]:
+        """Gradients that a backward has made so far, or a card's share of them."""
+        if not size or self.plan.sharding == "zero3" or shards.in_ram(self.plan, "gradients"):
+            return
+        if who.tuning == "full":  # FSDP's shares are of the weights' own type
+            size = size * who.weight // how.weight
+        number = shards.cards(self.plan, "gradients")
+        why = "made so far in this backward"
+        why = f"1/{number} of those {why}" if number > 1 else why
+        yield Term("gradients", who.name, -(-size // number), why)
+
+    def _base(self, role: str) -> Role:
+        """The role whose weights run: an adapter's are those of the policy."""
+        who = self.roles[role]
+        return who if who.base else self.roles["policy"]
+
+    def _gathered(self, phase: str, role: str) -> Terms:
+        """What is put together of weights that are split, in a pass without gradients."""
+        if phase.startswith("rollout"):
+            return ()  # all of them already were
+        return shards.working(self.plan, self._base(role), "no-grad")
 
 
 # What a row says of a model beside its sizes; none of it moves a byte.
@@ -211,51 +246,6 @@ def _alike(model: Model) -> Model:
     return _first.setdefault(repr([getattr(model, name) for name in _SIZES]), model)
 
 
-@lru_cache(maxsize=8192)
-def _stays(kind: str, role: Role, optimizer: str, master: bool) -> Terms:
-    """Weights, gradients or optimizer states of one role, and how the allocator rounds them."""
-    name, found = role.name, []
-    if kind == "weights":
-        sizes = memory.weight_sizes(role)
-        found.append(Term(kind, name, memory.total(sizes), partial(memory.weights_why, role)))
-        if adapters := memory.adapter_sizes(role):
-            why = f"LoRA rank {role.rank} on {role.targets}, {role.adapter} B each"
-            found.append(Term("adapters", name, memory.total(adapters), why))
-            sizes = sizes + adapters
-    elif kind == "gradients":
-        sizes = memory.gradient_sizes(role)
-        found.append(Term(kind, name, memory.total(sizes), partial(memory.trained_why, role)))
-    else:
-        sizes = memory.state_sizes(role, optimizer, master, paged=False)
-        how = partial(memory.states_why, role, optimizer, master)
-        found.append(Term(kind, name, memory.total(sizes), how))
-        if optimizer.startswith("paged"):
-            paged = memory.total(memory.state_sizes(role, optimizer, master, paged=True))
-            why = "CUDA managed memory: beside the allocator, may spill to RAM"
-            found.append(Term("paged states", name, paged, why, OUTSIDE))
-    return (*found, *_rounding(kind, name, sizes))
-
-
-@lru_cache(maxsize=8192)
-def _quantized(role: Role, quant: str) -> Terms:
-    """The weights of a model to run, in the type they are stored in."""
-    model = role.model
-    if quant in quants.PLAIN:
-        size = memory.total(memory.weight_sizes(role))
-        return (Term("weights", role.name, size, partial(memory.weights_why, role)),)
-    why = f"{model.id}: {model.params:,} parameters in {quant}, tensor by tensor"
-    return (Term("weights", role.name, quants.weight_bytes(model, quant), why),)
-
-
-def _rounding(kind: str, name: str, sizes: memory.Sizes) -> Iterator[Term]:
-    counted, cached = memory.rounding(sizes)
-    if counted:
-        why = f"{kind}: blocks of 512 B; from 10 MiB on, segments of 2 MiB"
-        yield Term("allocator rounding", name, counted, why)
-    if cached:
-        yield Term("segment rests", name, cached, f"{kind}: reserved, not used", CACHED)
-
-
 def _head_name(head: str) -> str:
     return "score head" if head == "score" else "logits"
 
@@ -264,6 +254,7 @@ def _fixed(plan: Plan) -> Iterator[Term]:
     if plan.gpu.vendor != "apple":
         why = "CUDA context and loaded kernels: an estimate, 256 to 492 MiB were seen"
         yield Term("CUDA context", "card", kernels.CONTEXT, why, OUTSIDE)
+    yield from shards.nccl(plan)
     if size := kernels.cublas_workspace(plan.gpu):
         threads = 1 if plan.method == "inference" else 2
         why = f"{threads} x {size:,} B, one a thread that multiplies (forward, backward), kept"

@@ -19,7 +19,8 @@ from fitcheck.model import Model
 from fitcheck.ops import Setting
 from fitcheck.report import Moment, Phase, Term
 from fitcheck.roles import BYTES
-from fitcheck.scene import Scene, Terms
+from fitcheck.scene import Scene
+from fitcheck.stays import Terms
 from fitcheck.tape import Tape
 from fitcheck.walk import Stage
 

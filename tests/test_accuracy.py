@@ -49,7 +49,7 @@ def test_no_run_is_dropped(found: list[accuracy.Comparison]) -> None:
         if content.source != archive.SOURCE
     ]
     assert [c.run for c in found if c.published] == recorded
-    assert len(recorded) == 11
+    assert len(recorded) == 18
     shown = accuracy.table(found)
     assert all(c.run in shown for c in found)
     assert all("not covered" in line for line in shown.splitlines() if " - |" in line)

@@ -132,7 +132,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"checkpointing": "on"}, "--checkpointing cannot be 'on'", "on, off"),
     ({"checkpointing": 1}, "--checkpointing cannot be 1", "on, off"),
     ({"reward_model": "gpt-4"}, "--reward-model cannot be 'gpt-4'", "a model of the catalog"),
-    ({"sharding": "zero3"}, "--sharding cannot be 'zero3'", "none"),
+    ({"sharding": "zero4"}, "--sharding cannot be 'zero4'", "zero3"),
     ({"offload": ("policy",)}, "--offload cannot be 'policy'", "reference, reward, critic"),
     ({"offload": "reward"}, "--offload cannot be 'reward'", "reference, reward, critic"),
     # a knob the method does not use
@@ -213,8 +213,21 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"rollout": "vllm", "rollout_memory": float("nan")}, "--rollout-memory cannot be nan", "0.3"),
     ({"rollout": "vllm", "rollout_memory": "0.5"}, "--rollout-memory cannot be '0.5'", "0.3"),
     # hardware
-    ({"gpus": 2}, "more than one GPU is not modelled yet", "--gpus 1"),
-    ({"nodes": 8}, "more than one GPU is not modelled yet", "--gpus 1"),
+    ({"nodes": 8}, "more than one machine is not modelled", "--nodes 1"),
+    ({"sharding": "zero3"}, "--sharding zero3 shares work among cards", "--gpus 2"),
+    ({"gpus": 2, "sharding": "none"}, "--sharding none leaves 1 of the 2 cards", "ddp"),
+    ({"gpus": 3}, "--micro-batch 1 on each of 3 cards does not divide", "sizes"),
+    ({"gpus": 2, "sharding": "zero2", "optimizer": "muon"}, "needs whole matrices", "ddp"),
+    (
+        {"gpus": 2, "sharding": "fsdp", "precision": "bf16-master"},
+        "--precision bf16-master is DeepSpeed's",
+        "bf16-mixed",
+    ),
+    (
+        {"gpus": 2, "sharding": "fsdp", "method": "inference"},
+        "needs tensor parallelism",
+        "--sharding ddp",
+    ),
     ({"gpus": 0}, "--gpus cannot be 0", "whole number"),
     ({"gpus": True}, "--gpus cannot be True", "whole number"),
     ({"ram": 0}, "--ram cannot be 0", "whole number"),

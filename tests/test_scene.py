@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fitcheck import activations, catalog, resolve, scene
+from fitcheck import activations, catalog, resolve, scene, stays
 from fitcheck.fit import fit
 from fitcheck.model import Model
 
@@ -51,6 +51,6 @@ def test_caches_change_no_answer() -> None:
     warm = fit(resolve(name, **wishes)).to_json()
     scene._first.clear()
     cached = (activations.forward_peak, activations.training_cost, activations.inference_peak)
-    for function in (*cached, activations.update_stages, scene._alike, scene._stays):
+    for function in (*cached, activations.update_stages, scene._alike, stays.stays):
         function.cache_clear()
     assert fit(resolve(name, **wishes)).to_json() == warm

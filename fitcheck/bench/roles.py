@@ -107,6 +107,11 @@ def build(plan: Plan, device: torch.device, attn_implementation: str | None = No
 
     `attn_implementation` is a name that transformers knows; by default that of the plan.
     """
+    if plan.gpus > 1:
+        raise FitCheckError(
+            f"--gpus {plan.gpus}: a dry run or a measurement plays the step of a single card",
+            "--gpus 1, or the estimate: fitcheck check",
+        )
     builder = _Builder(plan, device, attn_implementation or _attention(plan, device))
     return builder.served() if plan.method == "inference" else builder.roles()
 
