@@ -14,7 +14,9 @@ from screen import drive, press, question, settle, text
 from terminal import Terminal
 from textual.pilot import Pilot
 
-from fitcheck import catalog, fit
+from fitcheck import catalog, fit, timings
+from fitcheck.measured import Measurement, Run
+from fitcheck.plan import Plan
 from fitcheck.text import WORDS, gib
 from fitcheck.tui import knobs, process, state
 from fitcheck.tui.app import FitCheckApp
@@ -25,7 +27,7 @@ KEYS = [
     *("up", "down", "left", "right") * 6,
     *"hjkl" * 3,
     *("enter", "escape", "tab", "home", "end", "pageup", "pagedown", "backspace", "space") * 2,
-    *"12345urmgecdwyx?/ts+-=0ab.",
+    *"12345urmgecdbwyx?/ts+-=0a.",
     *("ctrl+p", "question_mark", "slash", "plus", "minus", "shift+tab", "delete", "f1"),
 ]
 SEED, BATCH = 20261127, 50
@@ -46,18 +48,21 @@ def consistent(app: FitCheckApp, size: tuple[int, int]) -> None:
         assert rows[0].startswith(f" FitCheck  {view.plan.method.upper()} · ")
 
 
-async def traced(*question: Any) -> AsyncIterator[dict[str, Any]]:
-    yield {"phase": "load"}
-    yield {"report": fit(question[1]).to_json()}
+async def said(verb: str, plan: Plan, *more: Any) -> AsyncIterator[dict[str, Any]]:
+    """What the processes of dry run and measurement say, at once."""
+    yield {"phase": "load", "step": 0}
+    run = Run("cpu", "a CPU", {}, "2026-11-27", 1, 2, 2, 0, 1.0)
+    yield {"report": Measurement(fit(plan), run, ()).to_json()}
 
 
 @pytest.mark.parametrize("size", COUNTS, ids=[f"{w}x{h}" for w, h in COUNTS])
 def test_two_thousand_random_keys(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(process, "lines", traced)  # what runs beside the screen has its own tests
+    monkeypatch.setattr(process, "lines", said)  # what runs beside the screen has its own tests
     monkeypatch.setattr(process, "find_spec", lambda name: object())
     monkeypatch.setenv("XDG_DOWNLOAD_DIR", str(tmp_path))
+    monkeypatch.setattr(timings, "folder", lambda: str(tmp_path))
     chance = random.Random(f"{SEED} {size}")
     keys = chance.choices(KEYS, k=COUNTS[size])
 

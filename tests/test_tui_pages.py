@@ -263,12 +263,14 @@ def test_leaving_the_dry_run_ends_its_process(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(process, "find_spec", lambda name: object())
 
     async def script(pilot: Pilot[Any]) -> None:
-        for leave in ("escape", "d"):
+        for leave in ("escape", "d", "q"):
             await press(pilot, "d")
             for _ in range(200):
                 await pilot.pause(0.02)
                 if "tracing load" in words(pilot.app):
                     break
+            if leave == "q":
+                return
             await press(pilot, leave)
             for _ in range(200):
                 await pilot.pause(0.02)
@@ -277,7 +279,8 @@ def test_leaving_the_dry_run_ends_its_process(monkeypatch: pytest.MonkeyPatch) -
             assert spawned[-1].returncode is not None
 
     drive(script)
-    assert len(spawned) == 2
+    assert len(spawned) == 3
+    assert spawned[-1].returncode is not None  # with the app
 
 
 def test_without_torch_the_dry_run_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from fitcheck import machine
 from fitcheck.advice import command
 from fitcheck.answer import DEFAULT_MODEL, PRETENDED, resolve
 from fitcheck.errors import FitCheckError
+from fitcheck.measured import Measurement
 from fitcheck.plan import Plan
 from fitcheck.report import Report
 from fitcheck.tui import view as views
@@ -32,6 +33,7 @@ from fitcheck.tui.guide import Guide
 from fitcheck.tui.hardware import Hardware
 from fitcheck.tui.knobs import notch, shown
 from fitcheck.tui.lines import Lines
+from fitcheck.tui.measure import Measure
 from fitcheck.tui.page import Page
 from fitcheck.tui.picker import Pick
 from fitcheck.tui.state import MOST_PINS, State
@@ -98,6 +100,7 @@ class FitCheckApp(App[None]):
         Binding("e", "open('explain')", "explain", tooltip="every term, with its formula"),
         Binding("c", "open('compare')", "compare", tooltip="pin plans, see them side by side"),
         Binding("d", "open('dry run')", "dry run", tooltip="trace the real step, without a GPU"),
+        Binding("b", "open('measure')", "measure", tooltip="run the real step here"),
         Binding("w", "open('hardware')", "hardware", tooltip="what this machine has"),
         Binding("y", "copy", "copy", tooltip="copy the command that asks this"),
         Binding("x", "open('export')", "export", tooltip="write the answer as a file"),
@@ -106,7 +109,7 @@ class FitCheckApp(App[None]):
         Binding("q", "quit", "quit"),
     ]
     VIEWS: ClassVar[dict[str, type[Page]]] = {
-        page.NAME: page for page in (Explain, Compare, DryRun, Hardware, Export, Guide)
+        page.NAME: page for page in (Explain, Compare, DryRun, Measure, Hardware, Export, Guide)
     }
 
     def __init__(
@@ -127,6 +130,7 @@ class FitCheckApp(App[None]):
         self.pins = list(kept.pins)
         self.past: list[View] = []
         self.traced: dict[Plan, tuple[Report, Timeline | None]] = {}
+        self.measurements: list[Measurement] = []
         self.advised: tuple[Plan | None, list[Tip]] = (None, [])
         self.priced: dict[str, Price] = {}
         self.priced_plan: Plan | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import aclosing
 from typing import ClassVar
 
 from textual import work
@@ -34,9 +35,11 @@ def differences(estimate: Report, traced: Report) -> list[tuple[str, int | None,
     return [*rows, ("whole step", estimate.allocated_bytes, traced.allocated_bytes)]
 
 
-def difference_lines(estimate: Report, traced: Report, room: int) -> list[Line]:
-    """Estimate against dry run, a row for each phase, with a bar of how far off."""
-    head = f" {'PEAK ALLOCATED, GiB':<24}{'estimate':>10}{'dry run':>10}{'off':>9}"
+def difference_lines(
+    estimate: Report, traced: Report, room: int, rung: str = "dry run"
+) -> list[Line]:
+    """Estimate against dry run or measurement, by phase, with a bar of how far off."""
+    head = f" {'PEAK ALLOCATED, GiB':<24}{'estimate':>10}{rung:>10}{'off':>9}"
     lines: list[Line] = [[Span(head, "head")]]
     for name, guess, seen in differences(estimate, traced):
         line = [Span(f" {name:<24}")]
@@ -86,6 +89,9 @@ class DryRun(Page):
     def heading(self, room: int) -> list[Line]:
         return self.named("DRY RUN", draw.asked(self.plan), room)
 
+    async def on_unmount(self) -> None:
+        await process.settled(w for w in self.workers if w.group == "trace" and w.node is self)
+
     def tick(self) -> None:
         if self.running:
             self.query_one("#state", Lines).redraw()
@@ -108,14 +114,18 @@ class DryRun(Page):
         self.running, self.begun = True, time.monotonic()
         self.redraw()
         try:
-            async for said in process.lines("dryrun", plan, ["--timeline"]):
-                if "phase" in said and said["phase"] not in self.phases[-1:]:
-                    self.phases.append(said["phase"])
-                    self.redraw()
-                if "timeline" in said:
-                    timeline = Timeline.from_json(said["timeline"])
-                if "report" in said:
-                    self.fitcheck.traced[plan] = Report.from_json(said["report"], plan), timeline
+            async with aclosing(process.lines("dryrun", plan, ["--timeline"])) as told:
+                async for said in told:
+                    if "phase" in said and said["phase"] not in self.phases[-1:]:
+                        self.phases.append(said["phase"])
+                        self.redraw()
+                    if "timeline" in said:
+                        timeline = Timeline.from_json(said["timeline"])
+                    if "report" in said:
+                        self.fitcheck.traced[plan] = (
+                            Report.from_json(said["report"], plan),
+                            timeline,
+                        )
         except FitCheckError as fault:
             self.fault = fault
         finally:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
+
+from textual.worker import Worker, WorkerCancelled, WorkerFailed
 
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
@@ -31,16 +34,27 @@ def missing() -> str:
 
 
 async def lines(
-    verb: str, plan: Plan, options: Sequence[str] = ()
-) -> AsyncIterator[dict[str, Any]]:
-    """What `python -m fitcheck.bench` says, line by line; FitCheckError for what it refuses."""
+    verb: str,
+    plan: Plan,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    started: Callable[[asyncio.subprocess.Process], None] | None = None,
+) -> AsyncGenerator[dict[str, Any], None]:
+    """What `python -m fitcheck.bench` says, line by line; FitCheckError for what it refuses.
+
+    started: is given the process, to interrupt it.
+    """
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "fitcheck.bench", verb, *options),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=LARGEST_LINE,
+        env={**os.environ, **(environment or {})},
+        start_new_session=True,  # ctrl-C in the terminal is the screen's
     )
+    if started is not None:
+        started(child)
     assert child.stdin and child.stdout and child.stderr
     errors = asyncio.create_task(child.stderr.read())  # read as it comes: a full pipe would block
     try:
@@ -77,3 +91,11 @@ async def _end(child: asyncio.subprocess.Process) -> None:
         except TimeoutError:
             child.kill()
             await child.wait()
+
+
+async def settled(workers: Iterable[Worker[Any]]) -> None:
+    """Cancel workers and wait until their processes have ended: before their loop does."""
+    for worker in workers:
+        worker.cancel()
+        with contextlib.suppress(WorkerFailed, WorkerCancelled):
+            await worker.wait()
