@@ -33,7 +33,7 @@ class LoraNF4(LoraLinear):  # type: ignore[misc]
             dtype = result.dtype
             if convert:
                 x = x.to(lora_a.weight.dtype)
-            output = lora_b(lora_a(x)) * self.scaling[name]
+            output = lora_b(lora_a(self.lora_dropout[name](x))) * self.scaling[name]
             if convert:
                 output = output.to(dtype)
             result = result + output
@@ -43,11 +43,13 @@ class LoraNF4(LoraLinear):  # type: ignore[misc]
 def add_adapter(plan: Plan, model: Any, name: str) -> None:
     """Freeze the model and put a LoRA adapter of that name on its linear layers.
 
-    LoRA: arXiv 2106.09685; no dropout, which would store masks. The adapter of the last call acts.
+    LoRA: arXiv 2106.09685; no dropout, which would store masks (the runs of recipe hf-4.48 had 0.1).
+    The adapter of the last call acts.
     """
     config = LoraConfig(
         r=plan.lora_rank,
         lora_alpha=2 * plan.lora_rank,
+        lora_dropout=0.1 if plan.recipe == "hf-4.48" else 0.0,
         target_modules=_targets(plan, model),
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
     )

@@ -111,16 +111,24 @@ def as_on_cuda(capability: tuple[int, int]) -> Iterator[None]:
         return _attention(capability, *tensors, **options)
 
     functions: Any = F
-    softmax = functions.softmax
+    softmax, dropout = functions.softmax, functions.dropout
     functions.scaled_dot_product_attention = scaled_dot_product_attention
-    functions.softmax = _softmax
+    functions.softmax, functions.dropout = _softmax, _dropout
     try:
         yield
     finally:
         functions.scaled_dot_product_attention, functions.softmax = real, softmax
+        functions.dropout = dropout
 
 
-_real_softmax = F.softmax
+_real_softmax, _real_dropout = F.softmax, F.dropout
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """F.dropout; CUDA's keeps a mask of booleans, the general one noise in the input's type."""
+    if input.is_meta and training and 0 < p < 1 and not inplace:
+        return torch.native_dropout(input, p, True)[0]
+    return _real_dropout(input, p, training, inplace)
 
 
 def _softmax(input: Tensor, dim: int | None = None, *rest: Any, **options: Any) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from fitcheck.bench.tracer import Tracer
 
 SMALL_POOL = 2**20  # kSmallSize: requests up to it never take from the segments of larger ones
+WHOLE = 1_500_000  # more events than this are not worth the exact round at which a segment is taken
 
 
 def alike(tracer: Tracer, bounds: Sequence[int]) -> bool:
@@ -28,8 +29,9 @@ def extend(tracer: Tracer, bounds: Sequence[int], count: int, window: Callable[[
 
     What grew from the one to the other goes on growing by as much, up to the tokens that a layer
     keeps: `window` of its module, 0 without one. What the last round freed of itself, or of the
-    round before it, each new one frees likewise. Tensors of the small pool that a round makes and
-    frees are left out of all but the last round, which is the largest.
+    round before it, each new one frees likewise. In a very long loop the tensors of the small pool
+    that a round makes and frees are left out of all but the last round, which is the largest: the
+    pool's last 2 MiB are then seen at the end, not where they were taken.
     """
     if count < 1:
         return
@@ -51,7 +53,7 @@ def extend(tracer: Tracer, bounds: Sequence[int], count: int, window: Callable[[
         for _, size, growth, _, name in whole
         if name in ended and size > 0 and size + count * growth <= SMALL_POOL
     }
-    brief = [step for step in whole if step[-1] not in small]
+    brief = [step for step in whole if step[-1] not in small or count * len(whole) <= WHOLE]
     previous = traced = {place: name for name, place in place_of.items()}
     for n in range(1, count + 1):
         current: dict[int, int] = {}

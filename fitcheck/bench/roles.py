@@ -23,6 +23,7 @@ from fitcheck.bench.adapters import (
     without_adapters,
 )
 from fitcheck.bench.configs import empty_module
+from fitcheck.bench.habits import keep_presents, widen_norms
 from fitcheck.bench.offload import to_card, to_ram
 from fitcheck.bench.optimizers import Optimizer, optimizer_for
 from fitcheck.bench.precision import DTYPES, autocast, checkpoint_contexts, keep_rotary_in_fp32
@@ -217,6 +218,8 @@ class _Builder:
             getattr(module, enable)(kwargs)
             if plan.recipe == "trl" and tuning != "full":
                 module.enable_input_require_grads()  # sft_trainer.py and others
+        keep_presents(plan, module)
+        widen_norms(plan, module)
 
     def reference(self, policy: Any) -> Any:
         """A frozen copy of the policy, in the compute type; TRL's is in the policy's own type.

@@ -76,14 +76,16 @@ def group_advantages(rewards: Tensor, group: int) -> Tensor:
     return (centered / (groups.std(1, keepdim=True) + 1e-4)).flatten()
 
 
-def causal_lm_loss(logits: Tensor, ids: Tensor, recipe: str) -> Tensor:
+def causal_lm_loss(logits: Tensor, ids: Tensor, recipe: str, narrow: bool = False) -> Tensor:
     """Mean cross-entropy of the next token, with the copies of transformers' ForCausalLMLoss.
 
     Up to version 4.48 it shifted the logits, which copies them; since then, the labels.
+    narrow: the logits stay in 16 bits, as in the loss that gpt_bigcode had of its own then.
     """
-    logits = logits.float()
+    if not narrow:
+        logits = logits.float()
     if recipe == "hf-4.48":
-        logits = logits[:, :-1].contiguous()
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), ids[:, 1:].flatten())
-    shifted = F.pad(ids, (0, 1), value=-100)[:, 1:].contiguous()
-    return F.cross_entropy(logits.view(-1, logits.shape[-1]), shifted.view(-1))
+        shifted = logits[:, :-1].contiguous()  # the fp32 logits stay beside it
+        return F.cross_entropy(shifted.view(-1, logits.shape[-1]), ids[:, 1:].flatten())
+    labels = F.pad(ids, (0, 1), value=-100)[:, 1:].contiguous()
+    return F.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1))

@@ -45,4 +45,5 @@ def next_token_loss(
     with phase("forward"):
         logits = roles.policy(**inputs(roles.policy, batch)).logits.view(*batch.ids.shape, -1)
     with phase("loss"):  # the 16-bit logits stay alive, as they do inside transformers' forward
-        return causal_lm_loss(logits, batch.ids, plan.recipe)
+        narrow = plan.recipe == "hf-4.48" and plan.model.model_type == "gpt_bigcode"
+        return causal_lm_loss(logits, batch.ids, plan.recipe, narrow)
