@@ -171,9 +171,9 @@ def record(measured: Measurement, estimate: Report | None, traced: Report | None
     outside = [r.outside_bytes for r in measured.readings if r.outside_bytes is not None]
     predicted: dict[Literal["estimate", "dry-run"], Predicted] = {}
     if estimate is not None:
-        predicted["estimate"] = _predicted(estimate)
+        predicted["estimate"] = prediction(estimate)
     if traced is not None:
-        predicted["dry-run"] = _predicted(traced)
+        predicted["dry-run"] = prediction(traced)
     row = RunRow(
         id=1,
         plan=json.loads(json.dumps(report.plan.to_json())),
@@ -204,7 +204,8 @@ def record(measured: Measurement, estimate: Report | None, traced: Report | None
     )
 
 
-def _predicted(report: Report) -> Predicted:
+def prediction(report: Report) -> Predicted:
+    """What a Report says, as it is recorded beside a measurement."""
     return Predicted(
         verdict=report.card_verdict,  # type: ignore[arg-type]
         allocated_bytes=report.allocated_bytes,

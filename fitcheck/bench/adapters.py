@@ -43,8 +43,8 @@ class LoraNF4(LoraLinear):  # type: ignore[misc]
 def add_adapter(plan: Plan, model: Any, name: str) -> None:
     """Freeze the model and put a LoRA adapter of that name on its linear layers.
 
-    LoRA: arXiv 2106.09685; no dropout, which would store masks (the runs of recipe hf-4.48 had 0.1).
-    The adapter of the last call acts.
+    LoRA: arXiv 2106.09685; no dropout, which would store masks, but the 0.1 of the published runs
+    that recipe hf-4.48 stands for. The adapter of the last call acts.
     """
     config = LoraConfig(
         r=plan.lora_rank,
