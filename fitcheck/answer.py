@@ -43,15 +43,12 @@ def advised(report: Report, limit: int = 5) -> Report:
     """
     if report.verdict == "fits":
         return report
-    from fitcheck.advice import fixes  # what fits needs none
+    from fitcheck.advice import best  # what fits needs none
 
     try:
-        found = fixes(report.plan, report)
+        return replace(report, advice=tuple(best(report.plan, report, limit)))
     except FitCheckError:  # a dry run of what the estimate does not cover
         return report
-    enough = [fix for fix in found if fix.verdict != "does-not-fit"]
-    by_size = sorted(found, key=lambda fix: -fix.saves)
-    return replace(report, advice=tuple((enough or by_size)[:limit]))
 
 
 def resolve(model: str | Model = DEFAULT_MODEL, **wishes: Any) -> Plan:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fitcheck import Plan, catalog, resolve, worker
-from fitcheck.advice import Fix, ceilings, fixes, frontier, room, uncached
+from fitcheck.advice import Fix, best, ceilings, fixes, frontier, room, uncached
 from fitcheck.advice.ceiling import level
 from fitcheck.advice.changes import RANKS, divisors, family_of
 from fitcheck.advice.commands import card_name, command
@@ -91,6 +91,24 @@ def test_what_fits_comes_first_and_then_what_costs_least(at: int) -> None:
     for verdict in set(verdicts):
         ranks = [RANKS.index(fix.rank) for fix in found if fix.verdict == verdict]
         assert ranks == sorted(ranks)
+
+
+@questions
+def test_with_a_limit_the_search_ends_early_and_finds_the_same(at: int) -> None:
+    plan, found = asked(at)
+    report = judged(plan)
+    for limit in (1, 3, 5):
+        assert fixes(plan, report, limit) == found[:limit]
+    enough = [fix for fix in found if fix.verdict != "does-not-fit"]
+    assert best(plan, report, 5) == enough[:5]
+
+
+def test_where_nothing_makes_it_fit_what_saves_most_comes_first() -> None:
+    plan = resolve("mixtral-8x7b", gpu="a100", method="grpo", tuning="lora")
+    found = best(plan, judged(plan), 5)
+    assert {fix.verdict for fix in found} == {"does-not-fit"}
+    saved = [fix.saves for fix in found]
+    assert len(saved) == 5 and saved == sorted(saved, reverse=True)
 
 
 @questions

@@ -12,11 +12,12 @@ from fitcheck.advice.commands import command, flags
 from fitcheck.advice.fix import Fix, pace, uncached
 from fitcheck.advice.frontier import frontier
 from fitcheck.advice.room import room
-from fitcheck.advice.search import fixes
+from fitcheck.advice.search import best, fixes
 
 __all__ = [
     "Ceiling",
     "Fix",
+    "best",
     "ceilings",
     "command",
     "fixes",

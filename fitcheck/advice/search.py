@@ -26,6 +26,18 @@ def fixes(plan: Plan, report: Report, limit: int | None = None) -> list[Fix]:
     by how many changes they are, then by time); then those that only help. report: of this plan,
     on any rung.
     """
+    return _found(plan, report, limit)[:limit]
+
+
+def best(plan: Plan, report: Report, limit: int) -> list[Fix]:
+    """What makes the plan fit, the cheapest first; where nothing does, what saves most."""
+    found = _found(plan, report, limit)
+    enough = [fix for fix in found if fix.verdict != "does-not-fit"]
+    return (enough or sorted(found, key=lambda fix: -fix.saves))[:limit]
+
+
+def _found(plan: Plan, report: Report, limit: int | None) -> list[Fix]:
+    """All changes in order; with a limit no more are sought when nothing better can follow."""
 
     def cost(fix: Fix) -> tuple[int, int, int, float]:
         rank = RANKS.index(fix.rank)  # of methods, changes() knows best which is the smaller step
@@ -33,8 +45,13 @@ def fixes(plan: Plan, report: Report, limit: int | None = None) -> list[Fix]:
         time = round(fix.time or 1.0, 1) if timed else 0.0
         return VERDICTS.index(fix.verdict), rank, fix.size, time
 
-    found = list(Search(plan, report).found())
-    return sorted([*uncached(report), *found], key=cost)[:limit]
+    found, fitting = uncached(report), 0
+    for fix in Search(plan, report).found():
+        found.append(fix)
+        fitting += fix.verdict == "fits"
+        if limit and fitting >= limit and fix.rank == RANKS[-1] and fix.size == 1:
+            break
+    return sorted(found, key=cost)
 
 
 class Pick(NamedTuple):
@@ -63,11 +80,16 @@ class Search:
         enough = False
         for rank in RANKS:
             own = [pick for pick in self.picks if pick.change.rank == rank]
-            alone = [fix for pick in own if (fix := self.single(pick))]
-            yield from alone
-            together = [] if enough else list(self.combinations(rank, own, cheaper))
-            yield from together
-            enough = enough or any(fix.verdict == "fits" for fix in (*alone, *together))
+            suffices = False
+            for pick in own:
+                if fix := self.single(pick):
+                    yield fix
+                    suffices = suffices or fix.verdict == "fits"
+            if not enough:
+                for fix in self.combinations(rank, own, cheaper):
+                    yield fix
+                    suffices = suffices or fix.verdict == "fits"
+            enough = enough or suffices
             cheaper = self.compatible([*cheaper, *own])
 
     def single(self, pick: Pick) -> Fix | None:
