@@ -6,8 +6,10 @@ report.verdict, report.peak_bytes
 
 from __future__ import annotations
 
+import dataclasses
+import os.path
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -58,11 +60,39 @@ def resolve(model: str | Model = DEFAULT_MODEL, **wishes: Any) -> Plan:
 
 def _resolve(model: str | Model, wishes: Mapping[str, Any]) -> tuple[Plan, str]:
     """The plan, and what to say of a card that was not asked for by name."""
-    found = catalog.find_model(model) if isinstance(model, str) else model
+    found = find_model(model) if isinstance(model, str) else model
     if not isinstance(found, Model):
         raise FitCheckError(f"a model cannot be {found!r}", "its name, such as 'llama-3.1-8b'")
     fields, card = resolve_fields(wishes)
     return Plan(model=found, **fields), card
+
+
+def find_model(text: str) -> Model:
+    """The model a name means: the catalog's, else that of the Hub, of a folder or of a GGUF file.
+
+    A name of the catalog needs no network. A Hub id of another owner is not a loose name.
+    """
+    if text.endswith(".gguf") or text.startswith(("./", "../", "/", "~", ".\\")):
+        return _read(text)
+    try:
+        found = catalog.find_model(text)
+    except FitCheckError as fault:
+        if "/" not in text and not os.path.isdir(text):
+            raise
+        return _read(text, fault)
+    owner, slash, name = text.partition("/")
+    own = owner.lower() == found.id.partition("/")[0].lower()
+    if slash and " " not in text and ("@" in name or not own):
+        return _read(text)
+    return found
+
+
+def _read(text: str, fault: FitCheckError | None = None) -> Model:
+    from fitcheck import hub  # no name of the catalog waits for it
+
+    if fault and not (hub.is_hub_id(text) or os.path.isdir(text)):
+        raise fault
+    return hub.read(text)
 
 
 def resolve_fields(wishes: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -124,10 +154,44 @@ def plan_from(values: Mapping[str, Any]) -> Plan:
         raise FitCheckError("this is not a plan", "a JSON object with at least a model")
     fields = dict(values)
     try:
-        return resolve(fields.pop("model"), **fields)
+        read = {name: carried(row) for name, row in (fields.pop("models", None) or {}).items()}
+        for name in ("reward_model", "critic"):
+            said = fields.get(name)
+            if isinstance(said, str) and said not in KNOBS[name]["choices"]:
+                fields[name] = read.get(said) or _scorer(said, catalog.find_model)
+        name = fields.pop("model")
+        return resolve(read.get(name) or catalog.find_model(name), **fields)
     except (TypeError, AttributeError, ValueError) as fault:
         hint = "a plan is what `fitcheck check --json` prints under that name"
         raise FitCheckError(f"this is not a plan: {fault}", hint) from fault
+
+
+def carried(row: Any) -> Model:
+    """A model that came along with a plan; untrusted: FitCheckError unless its sizes are sizes."""
+    if not isinstance(row, Mapping):
+        raise FitCheckError(
+            "a plan's model is no object", "it is what `fitcheck check --json` prints"
+        )
+    model = Model.from_json(row)
+    sizes = {f.name: getattr(model, f.name) for f in dataclasses.fields(Model)}
+    sizes = {n: v for n, v in sizes.items() if v is not None and n in _SIZES}
+    flags = [model.tie_word_embeddings, model.mlp_bias, model.mlp_gated, model.qk_norm]
+    texts = (model.id, model.name, model.model_type, model.status)
+    if (
+        len(sizes) < len(_SIZES) - 1  # max_position_embeddings may be unknown
+        or not all(type(value) is int and 0 < value <= 2**50 for value in sizes.values())
+        or not all(isinstance(flag, bool) for flag in flags)
+        or not all(isinstance(text, str) and len(text) < 300 for text in texts)
+    ):
+        raise FitCheckError(f"{str(row.get('id'))[:80]}: a size of the plan's model is none", "")
+    return model
+
+
+_SIZES = (
+    *("params", "params_embedding", "hidden_size", "num_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "intermediate_size", "vocab_size"),
+    "max_position_embeddings",
+)
 
 
 def this_machine() -> tuple[dict[str, Any], str]:
@@ -146,16 +210,16 @@ def this_machine() -> tuple[dict[str, Any], str]:
     return {"gpu": card.card, "memory": card.usable, "ram": ram}, said
 
 
-def _scorer(name: str) -> Model:
+def _scorer(name: str, find: Callable[[str], Model] = find_model) -> Model:
     """A reward model or a plain model by name; a full id means that model and no other."""
     rewards = catalog.rows("reward_models.json", "reward_models")
     if all(row.get("id") != name for row in rewards) and _is_model_id(name):
-        return catalog.find_model(name)
+        return find(name)
     try:
         return catalog.architecture(catalog.find_reward_model(name))
     except FitCheckError as fault:
         try:
-            return catalog.find_model(name)
+            return find(name)
         except FitCheckError:
             raise FitCheckError(fault.message, f"{fault.hint}; any model can score too") from None
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fitcheck import catalog
-from fitcheck.answer import resolve_fields
+from fitcheck.answer import find_model, resolve_fields
 from fitcheck.cost import Cost, Data, Prices, card_price, run_cost
 from fitcheck.errors import FitCheckError
 from fitcheck.fit import fit
@@ -86,7 +86,7 @@ def suitable(
     cards: each in its sizes, the smallest first. data: of the run that `cost` prices; by default
     1,000 samples. prices: the user's own, by the card's id; under "" those of all other cards.
     """
-    found = catalog.find_model(model) if isinstance(model, str) else model
+    found = find_model(model) if isinstance(model, str) else model
     prices = prices or {}
     choices: list[Choice] = []
     refused: list[FitCheckError] = []

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fitcheck import links, memory, quants, shards
 from fitcheck.memory import Role
 from fitcheck.passes import Step, decode_step, llama_cpp_prefill, pass_seconds
-from fitcheck.plan import GGUF_QUANTS, ROLLOUT, Plan
+from fitcheck.plan import CHECKPOINT, GGUF_QUANTS, ROLLOUT, Plan
 from fitcheck.rates import bandwidth, engine
 from fitcheck.roles import BYTES, roles
 from fitcheck.work import Work, block_params, forward, head_flops, share_read
@@ -28,9 +28,12 @@ GAE_CALLS = 6 / 30  # kernels a token of GAE's loop, in layers' worth of kernels
 
 def inference_engine(plan: Plan) -> str:
     """Which engine runs these weights: GGUF llama.cpp, bitsandbytes transformers, others vLLM."""
+    held = plan.model.checkpoint if plan.quant == CHECKPOINT else None
+    if held and held.format == "gguf":
+        return "llama.cpp"
     if plan.quant in GGUF_QUANTS and plan.quant not in ("f16", "bf16"):
         return "llama.cpp"
-    if plan.quant in ("nf4", "int8"):
+    if plan.quant in ("nf4", "int8") or (held and "bitsandbytes" in held.quantization):
         return "eager"
     return "graphs" if plan.gpu.vendor in ("nvidia", "amd") else "llama.cpp"
 
@@ -271,10 +274,11 @@ def _inference(plan: Plan, part: str) -> float:
         return pass_seconds(plan.gpu, plan.compute_dtype, work, read)
     rows = plan.on_card(plan.concurrency)
     cache = memory.kv_cache(model, rows, plan.context, memory.KV_BYTES[plan.kv_cache])
+    held = model.checkpoint if plan.quant == CHECKPOINT else None
     weights = quants.weight_bytes(model, plan.quant) * share_read(model, rows)
     step = Step(
         *(model, rows, weights, cache, plan.compute_dtype),
-        k_quant="_k" in plan.quant,
+        k_quant="_k" in (held.quantization if held else plan.quant),
         nf4=plan.quant == "nf4",
     )
     return decode_step(plan.gpu, name, step)

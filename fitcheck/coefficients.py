@@ -41,7 +41,7 @@ def is_traced(model: Model) -> bool:
 
 def missing(model: Model, tuning: str, targets: str | tuple[str, ...]) -> str:
     """What of the model was not traced, in words; empty when nothing is missing."""
-    found = read("coefficients/index.json").get(model.id)
+    found = read("coefficients/index.json").get(model.sibling or model.id)
     name = f"the architecture {model.model_type}"
     if found is None or "why" in found:
         why = found["why"].partition(": ")[2] if found else ""
@@ -67,14 +67,14 @@ def is_recurrent(model: Model) -> bool:
 @lru_cache(maxsize=256)
 def entry(model: Model) -> dict[str, Any]:
     """What was traced of a model; FitCheckError where nothing was."""
-    found = read("coefficients/index.json").get(model.id)
+    found = read("coefficients/index.json").get(model.sibling or model.id)
     if found is None or "file" not in found:
         raise FitCheckError(
             f"{model.id}: the estimate does not cover the architecture {model.model_type}",
             "choose another model; `fitcheck models` marks what is covered",
         )
     entries = read(f"coefficients/{found['file']}")["models"]
-    return next(e for e in entries if model.id in e["ids"])
+    return next(e for e in entries if (model.sibling or model.id) in e["ids"])
 
 
 def kept_in_fp32(model: Model) -> tuple[str, ...]:

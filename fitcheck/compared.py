@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fitcheck import catalog
-from fitcheck.answer import DEFAULT_MODEL, check, plan_from
+from fitcheck.answer import DEFAULT_MODEL, check, find_model, plan_from
 from fitcheck.errors import FitCheckError
 from fitcheck.flags import HARDWARE, value_of
 from fitcheck.plan import EXAMPLES, KNOBS, METHODS, ROLLOUT, Plan, used_fields
@@ -50,7 +50,7 @@ def asked_for(args: argparse.Namespace) -> list[dict[str, Any]]:
             )
         axes["method"] = list(PIPELINE)
     if args.model or not args.plan:
-        models = [catalog.find_model(name) for name in args.model or (DEFAULT_MODEL,)]
+        models = [find_model(name) for name in args.model or (DEFAULT_MODEL,)]
         axes = {"model": models, **axes}
     elif axes:
         raise FitCheckError(

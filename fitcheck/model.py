@@ -9,7 +9,7 @@ A `Model` is one row of `catalog/models/*.json`, or what `hub.py` reads from a c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,8 +20,10 @@ from fitcheck.errors import FitCheckError
 # Typed Any so that the arithmetic may treat sizes as plain int.
 UNKNOWN: Any = None
 
-# Statuses whose parameter count was reproduced by instantiating the transformers class.
-VERIFIED = frozenset({"exact", "exact_sibling", "instantiated"})
+# Statuses whose parameter count was reproduced by instantiating the transformers class; of models
+# that were read: by the closed form, and (headers) by the shapes in their files.
+READ = frozenset({"headers", "config"})
+VERIFIED = frozenset({"exact", "exact_sibling", "instantiated", "headers", "config"})
 
 # What the arithmetic cannot do without; a verified row has them all.
 SIZES = ("params", "hidden_size", "num_layers", "vocab_size", "tie_word_embeddings", "attention")
@@ -120,6 +122,27 @@ class KVGroup(NamedTuple):
         return self.layers * (self.k_elems_per_token + self.v_elems_per_token)
 
 
+class Checkpoint(NamedTuple):
+    """What the headers of a model's files say.
+
+    `bytes` is what is loaded of them (no second copy of a tied head, no multi-token prediction),
+    `layers` that of each layer, `experts` the part of each that is its stacked experts.
+    """
+
+    format: str  # safetensors, gguf
+    bytes: int
+    types: tuple[tuple[str, int], ...]  # (type as the files call it, bytes), the largest first
+    quantization: str = ""  # gptq 4 bit, fp8 in blocks of 128 x 128, ...; empty: none
+    layers: tuple[int, ...] = ()
+    experts: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> str:
+        """What most of it is stored in, as Plan calls it."""
+        known = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+        return known.get(self.types[0][0].upper(), "bf16") if self.types else "bf16"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Model:
     """One transformer: sizes, layer kinds, parameter counts and where they come from.
@@ -187,6 +210,11 @@ class Model:
     rewardbench_dpo_ref_model: str | None = None
     note: str | None = None
     formula_matches: bool | None = None
+    checkpoint: Checkpoint | None = None
+    adapter_bytes: int | None = None  # of a PEFT adapter that was read with its base
+    sibling: str | None = (
+        None  # the catalog's model of the same sizes, where that is how it is known
+    )
 
     def __hash__(self) -> int:
         return hash((self.id, self.num_layers, self.hidden_size))  # mappings have no hash
@@ -197,22 +225,32 @@ class Model:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Model:
         """The model of one catalog row; FitCheckError, naming the row, for a missing or odd key."""
-        fields = dict(row)
+        found = dict(row)
         try:
-            fields["sources"] = tuple(fields["sources"])
+            found["sources"] = tuple(found["sources"])
             for key, parse in _NESTED.items():
-                if fields.get(key) is not None:
-                    fields[key] = parse(fields[key])
-            for key in SIZES if fields.get("status") in VERIFIED else ():
-                if fields.get(key) is None:
+                if found.get(key) is not None:
+                    found[key] = parse(found[key])
+            for key in SIZES if found.get("status") in VERIFIED else ():
+                if found.get(key) is None:
                     raise KeyError(key)
-            return cls(**fields)
+            return cls(**found)
         except (KeyError, TypeError, ValueError) as fault:
             raise FitCheckError(
                 f"the model row {row.get('id', '(without id)')!r} is malformed: "
                 + (f"no {fault}" if isinstance(fault, KeyError) else str(fault)),
                 "compare it with its neighbours in catalog/models/",
             ) from fault
+
+    def to_json(self) -> dict[str, Any]:
+        """The row that from_json reads back; unknown fields are left out."""
+        found = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it was read from the Hub, a folder or a file, and is no row of the catalog."""
+        return self.status in READ or self.checkpoint is not None
 
     @property
     def is_verified(self) -> bool:
@@ -223,7 +261,7 @@ class Model:
     def doubt(self) -> str:
         """What to tell the user about this row's reliability; empty when there is nothing."""
         if self.is_verified:
-            return ""
+            return f"counted, but {self.note}" if self.status == "config" and self.note else ""
         return f"{self.status}: {self.note or self.checked}"
 
     @property
@@ -259,6 +297,17 @@ class Model:
         return self.embedding_width
 
 
+def _plain(value: Any) -> Any:
+    """A field as JSON holds it."""
+    if isinstance(value, Weight):
+        return list(value)
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
 def _tensors(rows: list[tuple[str, list[int], int, str]]) -> tuple[Weight, ...]:
     return tuple(Weight(name, tuple(shape), copies, kind) for name, shape, copies, kind in rows)
 
@@ -267,7 +316,14 @@ def _kv_groups(rows: list[dict[str, Any]]) -> tuple[KVGroup, ...]:
     return tuple(KVGroup(**row) for row in rows)
 
 
+def _checkpoint(row: dict[str, Any]) -> Checkpoint:
+    types = tuple((str(name), int(size)) for name, size in row["types"])
+    layers, experts = (tuple(map(int, row.get(key, ()))) for key in ("layers", "experts"))
+    return Checkpoint(**{**row, "types": types, "layers": layers, "experts": experts})
+
+
 _NESTED: dict[str, Any] = {
+    "checkpoint": _checkpoint,
     "attention": lambda row: Attention(**row),
     "attention_bias": lambda row: AttentionBias(**row),
     "moe": lambda row: MoE(**row),

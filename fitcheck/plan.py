@@ -39,6 +39,7 @@ GGUF_QUANTS = (
     *("q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "iq4_nl", "iq4_xs", "f16", "bf16"),
 )
 QUANTS = ("bf16", "fp16", "fp32", "fp8", "int8", "nf4", "awq", "gptq", "mxfp4", *GGUF_QUANTS[:-2])
+CHECKPOINT = "checkpoint"  # a quant of models that were read: as their files have it
 TRANSFORMERS_QUANTS = ("bf16", "fp16", "fp32", "int8", "nf4")  # what that engine runs
 KV_TYPES = ("bf16", "fp16", "fp32", "fp8", "q8_0", "q4_0")
 
@@ -130,7 +131,7 @@ class Plan:
             check_recipe(self.recipe, self.method, name, getattr(self, name))
             put(self, name, runs_as(self.recipe, self.method, name, getattr(self, name)))
         wishes = {name: getattr(self, name) for name in self.given}
-        used = _defaults(self.method, wishes)
+        used = _defaults(self.method, wishes | self._as_stored(wishes))
         if self.gpus != 1:
             used["sharding"] = "ddp"
         for name in sorted(self.given - used.keys()):
@@ -139,6 +140,14 @@ class Plan:
             if getattr(self, name) is None:
                 put(self, name, value)
         check_together(self)
+
+    def _as_stored(self, wishes: Mapping[str, Any]) -> dict[str, str]:
+        """The quant of a model that was read, where none is asked for: as its files have it."""
+        held = self.model.checkpoint
+        if self.method != "inference" or held is None or "quant" in wishes:
+            return {}
+        quantized = held.quantization or held.format == "gguf"
+        return {"quant": CHECKPOINT if quantized else wishes.get("precision", held.dtype)}
 
     def change(self, **changes: Any) -> Plan:
         """This plan with some fields changed.
@@ -199,8 +208,14 @@ class Plan:
         return self.precision.endswith(("-mixed", "-autocast"))
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as JSON values, ids as strings; `fitcheck.answer.plan_from` reads it back."""
+        """All fields as JSON values, ids as strings; `fitcheck.answer.plan_from` reads it back.
+
+        Models that are not of the catalog go along whole, under `models`.
+        """
         values: dict[str, Any] = {}
+        held = [m for m in (self.model, self.reward_model, self.critic) if isinstance(m, Model)]
+        if read := {model.id: model.to_json() for model in held if model.is_read}:
+            values["models"] = read
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if f.name == "given":
@@ -236,7 +251,7 @@ def _plain_defaults(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
         quant = given.get("quant", "bf16")
         precision = quant if quant in ("fp16", "fp32") else "bf16"
         return values | {
-            **{"precision": precision, "quant": "bf16", "context": 4096, "concurrency": 1},
+            **{"precision": precision, "quant": quant, "context": 4096, "concurrency": 1},
             "kv_cache": given.get("precision", precision),
         }
     tuning, batch = given.get("tuning", "full"), given.get("batch", 8)
@@ -305,6 +320,8 @@ def _check_value(plan: Plan, name: str) -> None:
             f"{flag} has no meaning for {plan.method}",
             f"it is used by: {', '.join(knob['methods'])}",
         )
+    if name == "quant" and value == CHECKPOINT and plan.model.checkpoint is not None:
+        return
     if kind == "choice" and value not in choices:
         raise choice_error(name, value, choices)
     if kind == "int":

@@ -13,6 +13,7 @@ from math import prod
 from fitcheck.errors import FitCheckError
 from fitcheck.layouts import LAYOUTS
 from fitcheck.model import Model, Weight
+from fitcheck.plan import CHECKPOINT
 from fitcheck.weights import has_closed_form, has_weights, weights
 
 # ggml type -> (elements of a block, bytes of a block)
@@ -38,6 +39,8 @@ PLAIN = {"bf16": 2, "fp16": 2, "fp32": 4}
 @lru_cache(maxsize=1024)
 def weight_bytes(model: Model, quant: str) -> int:
     """Bytes of a model's weights on the card; FitCheckError where its tensors are not known."""
+    if model.checkpoint is not None and quant == CHECKPOINT:
+        return model.checkpoint.bytes
     if quant in PLAIN:
         return model.params * PLAIN[quant]
     listed = quant in LINEAR or quant in ("nf4", "int8")

@@ -75,6 +75,9 @@ class Scene:
         for role in self.roles.values():
             if role.name not in away:
                 yield from self.stays("weights", role)
+                if role.base and role.model.adapter_bytes:
+                    why = f"{role.model.id}: a PEFT adapter, as its file has it"
+                    yield Term("adapter", role.name, role.model.adapter_bytes, why)
                 if role.tuning and states:
                     yield from shards.always(self.plan, role)
                     if "optimizer" not in away:

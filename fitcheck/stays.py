@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 
 from fitcheck import memory, quants, shards
 from fitcheck.memory import Role
+from fitcheck.plan import CHECKPOINT
 from fitcheck.report import CACHED, OUTSIDE, Term
 
 Terms = tuple[Term, ...]
@@ -53,6 +54,10 @@ def quantized(role: Role, quant: str) -> Terms:
         size = memory.total(memory.weight_sizes(role))
         return (Term("weights", role.name, size, partial(memory.weights_why, role)),)
     why = f"{model.id}: {model.params:,} parameters in {quant}, tensor by tensor"
+    if model.checkpoint and quant == CHECKPOINT:
+        held = model.checkpoint
+        kinds = " + ".join(f"{size:,} in {name}" for name, size in held.types)
+        why = f"{model.id}: {kinds} B, as its {held.format} files have them"
     return (Term("weights", role.name, quants.weight_bytes(model, quant), why),)
 
 
