@@ -52,7 +52,10 @@ def test_no_run_is_dropped(found: list[accuracy.Comparison]) -> None:
     assert len(recorded) == 18
     shown = accuracy.table(found)
     assert all(c.run in shown for c in found)
-    assert all("not covered" in line for line in shown.splitlines() if " - |" in line)
+    lines = {c.run: line for c in found for line in shown.splitlines() if f"| {c.run} |" in line}
+    for c in found:
+        assert ("not covered" in lines[c.run]) == ("estimate" not in c.predicted)
+        assert (lines[c.run].count(" - |") == 2) == ("dry-run" not in c.predicted)
 
 
 def test_every_measurement_says_where_it_is_from() -> None:
