@@ -204,4 +204,4 @@ def _limits(found: Iterable[Ceiling]) -> Iterator[str]:
 
 
 def _number(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(_said(value).partition("/")[2])
+    return f"{value:,}" if isinstance(value, int) else str(_said(value).rpartition("/")[2])

@@ -101,7 +101,7 @@ WORDS = {"fits": "yes", "tight": "tight", "does-not-fit": "no"}
 def _said(value: Any) -> str:
     """A field's value as a cell."""
     if isinstance(value, Model):
-        return value.id.partition("/")[2]
+        return value.id.rpartition("/")[2]
     if isinstance(value, GPU):
         return value.short_name
     if isinstance(value, bool):

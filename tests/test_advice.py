@@ -299,6 +299,13 @@ def test_a_batch_with_many_divisors_is_searched_as_quickly() -> None:
     assert process_time() - began < 3
 
 
+def test_a_model_from_a_file_is_not_taken_for_one_of_the_catalog() -> None:
+    """Its path is nobody's business and not kept; its name alone could mean another model."""
+    plan = resolve("qwen3-1.7b", gpu="4090", method="sft", tuning="lora")
+    mine = plan.change(model=replace(plan.model, id="llama-3.1-8b"))
+    assert command(mine).startswith("fitcheck check path/to/llama-3.1-8b --gpu 4090 ")
+
+
 def test_every_card_is_called_by_a_name_that_means_it() -> None:
     for row in catalog.gpu_rows():
         for size in card_sizes(row):

@@ -81,6 +81,20 @@ def test_plans_from_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert head[:3] == ["PLAN", "TUNING", "FITS"]
 
 
+def test_a_model_of_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    sizes |= {"num_attention_heads": 4, "vocab_size": 1000, "max_position_embeddings": 2048}
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **sizes}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert main(["compare", str(folder), MODEL, "--gpu", "4090", "--tuning", "lora"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].split()[:2] == ["mine", "yes"]
+    assert main(["gpus", "4090", "--for", str(folder), "--tuning", "lora"]) == 0
+    assert "PPO of mine" in capsys.readouterr().out
+
+
 PAGES = {
     "compare-models": [MODEL, "qwen3-8b", "gemma-2-9b", "--gpu", "4090", "--tuning", "qlora"],
     "compare-methods": [MODEL, "--method", "ppo,dpo,grpo,sft", "--gpu", "4090", "--tuning", "lora"],

@@ -19,14 +19,19 @@ GIB = 2**30
 
 def command(plan: Plan, verb: str = "check") -> str:
     """The command line that asks for this plan; a live card is this machine's, without --gpu."""
-    return shlex.join(["fitcheck", verb, plan.model.id, *_hardware(plan), *_words(_set(plan))])
+    return shlex.join(["fitcheck", verb, _name(plan.model), *_hardware(plan), *_words(_set(plan))])
 
 
 def flags(changes: Mapping[str, Any]) -> str:
     """The flags of some fields, a model without any: `--tuning qlora --batch 4`."""
-    model = [changes["model"].id] if "model" in changes else []
+    model = [_name(changes["model"])] if "model" in changes else []
     rest = {name: value for name, value in changes.items() if name != "model"}
     return shlex.join([*model, *_words(rest)])
+
+
+def _name(model: Model) -> str:
+    """The id that the catalog or the Hub knows; a model read from a file does not tell its path."""
+    return model.id if "/" in model.id else f"path/to/{model.id}"
 
 
 def _set(plan: Plan) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, Model):
-        return value.id
+        return _name(value)
     if isinstance(value, tuple):
         return ",".join(value) or "none"
     return str(value)
