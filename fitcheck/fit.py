@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fitcheck import coefficients, kernels
+from fitcheck import coefficients, kernels, links
 from fitcheck.decoder import covered
 from fitcheck.errors import FitCheckError
 from fitcheck.flows import FLOWS
@@ -98,8 +98,14 @@ def side_by_side(plan: Plan) -> list[str]:
     """What is assumed of several cards."""
     if plan.gpus == 1:
         return []
-    found = [f"what each of {plan.gpus} equal cards holds; only FSDP on two was held against runs"]
-    if plan.sharding == "fsdp" and plan.method != "inference":
+    if plan.method == "inference":
+        return [f"each of {plan.gpus} cards runs a copy of its own, with its part of the sequences"]
+    speed = links.link_bandwidth(plan.gpu, plan.gpus) / 1e9
+    found = [
+        f"what each of {plan.gpus} equal cards holds; only FSDP on two was held against runs",
+        f"cards talk over {links.link_name(plan.gpu, plan.gpus)} at {speed:.0f} GB/s each way",
+    ]
+    if plan.sharding == "fsdp":
         found.append(
             "FSDP scatters the gradients of each micro-batch (accelerate: sync_each_batch); "
             "under no_sync a card holds all of them"

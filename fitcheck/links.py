@@ -37,8 +37,20 @@ def host_bandwidth(gpu: GPU) -> float:
     return lane * (gpu.pcie_lanes or 16) * PCIE_SHARE * 1e9
 
 
+def link_name(gpu: GPU, gpus: int) -> str:
+    """How cards in one machine are joined, in words: NVLink, or PCIe; assumed where not known."""
+    if _has_nvlink(gpu, gpus):
+        return "NVLink"
+    assumed = "" if gpu.pcie_gen and gpu.pcie_lanes else " (assumed)"
+    return f"PCIe {gpu.pcie_gen or 4:g} x{gpu.pcie_lanes or 16}{assumed}"
+
+
+def _has_nvlink(gpu: GPU, gpus: int) -> bool:
+    return bool(gpu.nvlink_gbs_bidir) and gpus <= (gpu.nvlink_max_gpus or 2)
+
+
 def link_bandwidth(gpu: GPU, gpus: int) -> float:
     """Bytes a second that a card sends to its neighbour in one machine: NVLink's, or PCIe's."""
-    if gpu.nvlink_gbs_bidir and gpus <= (gpu.nvlink_max_gpus or 2):
+    if gpu.nvlink_gbs_bidir and _has_nvlink(gpu, gpus):
         return gpu.nvlink_gbs_bidir / 2 * 1e9
     return host_bandwidth(gpu)

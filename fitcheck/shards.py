@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from fitcheck import memory
 from fitcheck.memory import Role, Sizes
@@ -23,7 +24,7 @@ MIB = 2**20
 # issues (#391, #864, #986): 4 MiB a channel and peer (NCCL_BUFFSIZE), and its own kernels; up to
 # 1.6 GB were reported. Not measured here.
 NCCL = 512 * MIB
-# DeepSpeed 0.19.6, runtime/zero/config.py: elements, whatever the model's size. Its
+# DeepSpeed 0.19.8, runtime/zero/config.py: elements, whatever the model's size. Its
 # allgather_bucket_size takes nothing: weights are gathered in place (runtime/utils.py,
 # all_gather_dp_groups).
 REDUCE_BUCKET = 500_000_000
@@ -99,16 +100,16 @@ def working(plan: Plan, role: Role, part: str) -> tuple[Term, ...]:
     if not gathers(plan) or not role.base or role.stored == "int8":
         return ()
     width = gathered_width(plan, role)
-    root, block = units(role, width)
     if plan.sharding == "zero3":
-        return tuple(_fetched(role, root, block, width))
-    return tuple(_wrapped(role, root, block, part))
+        return tuple(_fetched(role, width))
+    return tuple(_wrapped(role, width, part))
 
 
-def _fetched(role: Role, root: int, block: int, width: int) -> Iterator[Term]:
+def _fetched(role: Role, width: int) -> Iterator[Term]:
     """ZeRO-3 fetches module by module, and lets go what is not used again soon."""
-    why = "the largest layer, or embedding and head, gathered while it runs"
-    largest = max(root, block)
+    why = "the largest layer, or an embedding, gathered while it runs"
+    found = units(role, width)
+    largest = max(found.table, found.block)
     yield Term("unsharded block", role.name, largest, why)
     whole = memory.total(memory.weight_sizes(role))
     live = min(whole, LIVE_PARAMETERS * width)
@@ -116,12 +117,13 @@ def _fetched(role: Role, root: int, block: int, width: int) -> Iterator[Term]:
     yield Term("live parameters", role.name, max(0, live - largest), why)
 
 
-def _wrapped(role: Role, root: int, block: int, part: str) -> Iterator[Term]:
+def _wrapped(role: Role, width: int, part: str) -> Iterator[Term]:
     """FSDP wraps each layer; embedding, last norm and head are the root, gathered to the end.
 
     BACKWARD_PRE gathers the next layer while one runs backward. Where adapters are wrapped each on
     its own (PEFT's fsdp_auto_wrap_policy), the next to come is a small one.
     """
+    root, _, block = units(role, width)
     yield Term("unsharded root", role.name, root, "embedding, last norm and head, gathered")
     if part == "held":
         return
@@ -161,8 +163,8 @@ def generation(plan: Plan, role: Role) -> tuple[Term, ...]:
 
 
 def nccl(plan: Plan) -> tuple[Term, ...]:
-    """NCCL's own buffers, which no allocator sees."""
-    if plan.gpus == 1:
+    """NCCL's own buffers, which no allocator sees; copies that serve have nothing to say."""
+    if plan.gpus == 1 or plan.method == "inference":
         return ()
     why = "rule of thumb for one communicator (NVIDIA/nccl #391, #986); up to 1.6 GB were reported"
     return (Term("NCCL", "card", NCCL, why, OUTSIDE),)
@@ -175,28 +177,38 @@ def gathered_width(plan: Plan, role: Role) -> int:
     return role.weight
 
 
-@lru_cache(maxsize=4096)
-def units(role: Role, width: int) -> tuple[int, int]:
-    """(bytes outside of the layers, bytes of the largest layer) of a role's weights, gathered.
+class Units(NamedTuple):
+    """Bytes outside of the layers, of the largest tensor there, of the largest layer."""
 
-    Scales of 4-bit weights are no parameters: nobody splits or gathers them.
+    root: int
+    table: int
+    block: int
+
+
+@lru_cache(maxsize=4096)
+def units(role: Role, width: int) -> Units:
+    """What of a role's weights is gathered together.
+
+    Scales of 4-bit weights are no parameters: nobody splits or gathers them. Of layers of several
+    kinds, none is larger than what all kinds have in common and the most that one adds.
     """
     model, layers, sizes = role.model, role.model.num_layers or 1, _gathered(role, width)
     if not has_weights(model):  # its layers are known as a sum only
-        root = ((model.params_embedding or 0) + model.head_params) * width
-        return root, -(-max(0, memory.total(sizes) - root) // layers)
+        table = (model.params_embedding or 0) * width
+        root = table + model.head_params * width
+        return Units(root, table, -(-max(0, memory.total(sizes) - root) // layers))
     mixtures = model.moe.moe_layers if model.moe else 0
-    root, common, dense, mixed = 0, 0.0, 0, 0
+    root, table, common, dense, mixed = 0, 0, 0.0, 0, 0
     for size, copies in sizes:
         if copies == 1:
-            root += size
+            root, table = root + size, max(table, size)
         elif copies >= layers:
             common += size * copies / layers
         elif copies == mixtures:
             mixed += size
         else:
             dense += size
-    return root, int(common) + max(dense, mixed)
+    return Units(root, table, int(common) + max(dense, mixed))
 
 
 def gathered_bytes(role: Role, width: int) -> int:
