@@ -63,3 +63,18 @@ def test_a_check_loads_no_other_verb() -> None:
     assert "fitcheck.text" in loaded
     others = {"accuracy", "fitting", "listing", "machine", "records", "worker"}
     assert loaded & {f"fitcheck.{name}" for name in others} == set()
+
+
+def test_the_screen_never_loads_torch() -> None:
+    """It would take seconds, and on a GPU a context of the very card that is judged."""
+    code = (
+        "import asyncio; from fitcheck import resolve; from fitcheck.tui.app import FitCheckApp\n"
+        "async def main():\n"
+        "    app = FitCheckApp(resolve('llama-3.1-8b', gpu='4090'))\n"
+        "    async with app.run_test(size=(160, 45)) as pilot:\n"
+        "        await pilot.press('e', 'c', 'c', 'escape', 'l', 'w', 'question_mark', 'escape')\n"
+        "asyncio.run(main())"
+    )
+    loaded = loaded_packages(code)
+    assert "textual" in loaded
+    assert loaded & {"torch", "transformers", "numpy", "huggingface_hub"} == set()

@@ -212,6 +212,11 @@ def test_this_machines_card_is_judged_when_it_is_found(monkeypatch: pytest.Monke
         assert "PRETEND" in text(pilot.app) and pilot.app.view.plan.ram is None
         await press(pilot, "w", "t")
         assert pilot.app.view.plan.memory.other_bytes == 2 * GIB
+        await press(pilot, "g", *"a100", "space", *"sxm", "enter")
+        assert "A100" in pilot.app.view.plan.gpu.name
+        assert "pretended" in words(pilot.app)
+        await press(pilot, "+")
+        assert pilot.app.view.plan.gpus == 2 and "2 × NVIDIA A100" in words(pilot.app)
 
     drive(script, app=FitCheckApp(watch_machine=True))
 

@@ -122,7 +122,7 @@ class Fit(Page, inherit_bindings=False):
         if name == "model" and self.has_class("-wide"):
             self.query_one(Picker).query_one(Input).focus()
         else:
-            self.fitcheck.choose(name)
+            self.fitcheck.action_choose(name)
 
     def action_go(self, name: str) -> None:
         """Choose a row."""

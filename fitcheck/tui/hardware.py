@@ -72,6 +72,7 @@ class Hardware(Page):
 
     def on_seen(self, message: Seen) -> None:
         self.found, self.holders = message.found, message.holders
+        self.fitcheck.found = message.found
         for card in message.found.accelerators:
             self._use(f"{card.vendor} {card.index}", card.used_bytes / max(1, card.total_bytes))
         if ram := message.found.ram:
