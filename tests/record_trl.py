@@ -349,13 +349,8 @@ def main() -> None:
 
     plans, resolved = (PLANS, plan_of) if torch.cuda.is_available() else (TINY, tiny_plan_of)
     if "--plan" in sys.argv:
-        plan = resolved(plans[int(sys.argv[-1])])
-        if not torch.cuda.is_available():
-            context = on_cpu()
-        else:
-            context = nullcontext() if values() else without_values(plan)
-        with context:
-            print(json.dumps(record(plan)))
+        for number in sys.argv[sys.argv.index("--plan") + 1 :]:
+            record_alone(resolved(plans[int(number)]))
         return
     release = ".".join(trl.__version__.split(".")[:2])
     runs: list[dict[str, Any]] = []
@@ -366,6 +361,16 @@ def main() -> None:
             peaks = json.loads(done.stdout.splitlines()[-1])
             runs.append({"plan": knobs, "bytes": peaks})
             write(release, runs)
+
+
+def record_alone(plan: Plan) -> None:
+    """Print the peaks of one plan."""
+    if not torch.cuda.is_available():
+        context = nullcontext() if plan.method == "ppo" else on_cpu()
+    else:
+        context = nullcontext() if values() else without_values(plan)
+    with context:
+        print(json.dumps(record(plan)))
 
 
 def write(release: str, runs: list[dict[str, Any]]) -> None:

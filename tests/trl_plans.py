@@ -69,8 +69,7 @@ PLANS: list[dict[str, Any]] = [
 ]
 
 
-# Small ones that a CPU runs whole: as in facts of TRL that were traced so. There no mask is made
-# for rows without padding.
+# Small ones that a CPU runs whole. There no mask is made for rows without padding.
 _SHAPE = {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64, "num_layers": 2}
 _SMALL_BATCH = {
     "prompt": 24,
@@ -80,23 +79,16 @@ _SMALL_BATCH = {
     "micro_batch": 4,
     "padding": "none",
 }
+_TEXT = {"precision": "fp32", "sequence": 64, "padding": "none"}
 TINY: list[dict[str, Any]] = [
-    {"method": "ppo", **_SMALL_BATCH, "precision": "bf16"},
     {"method": "ppo", **_SMALL_BATCH},
     {"method": "ppo", **_SMALL_BATCH, "batch": 16, "score_batch": 8, "minibatch": 8},
-    {"method": "ppo", **_SMALL_BATCH, "precision": "bf16", "tuning": "lora", "lora_rank": 8},
-    {"method": "ppo", **_SMALL_BATCH, "precision": "bf16", "padding": "padded"},
-    {"method": "sft", "precision": "fp32", "sequence": 64, "micro_batch": 4, "padding": "none"},
-    {"method": "sft", "precision": "fp32", "sequence": 64, "micro_batch": 4, "padding": "none"}
-    | {"checkpointing": False, "tuning": "lora"},
-    {"method": "dpo", "precision": "fp32", "sequence": 64, "micro_batch": 2, "padding": "none"},
-    {"method": "dpo", "precision": "fp32", "sequence": 64, "micro_batch": 2, "padding": "none"}
-    | {"tuning": "lora", "batch": 4},
-    {"method": "reward", "precision": "fp32", "sequence": 64, "micro_batch": 2}
-    | {"padding": "none"},
-    {"method": "grpo", "precision": "fp32", "prompt": 32, "response": 32, "padding": "none"},
-    {"method": "grpo", "precision": "fp32", "prompt": 32, "response": 32, "padding": "none"}
-    | {"reference": "copy", "batch": 16, "epochs": 2},
+    {"method": "ppo", **_SMALL_BATCH, "tuning": "lora", "lora_rank": 8},
+    {"method": "ppo", **_SMALL_BATCH, "padding": "padded"},
+    {"method": "sft", **_TEXT, "micro_batch": 4},
+    {"method": "sft", **_TEXT, "micro_batch": 4, "checkpointing": False, "tuning": "lora"},
+    {"method": "dpo", **_TEXT, "micro_batch": 2, "batch": 4},
+    {"method": "reward", **_TEXT, "micro_batch": 2},
 ]
 
 
@@ -105,7 +97,6 @@ def tiny_plan_of(knobs: dict[str, Any]) -> Plan:
     from tiny import CARD, tiny_model
 
     vocabulary = 4096 if knobs["method"] == "ppo" else 64  # PPO keeps scores of all of it
-    vocabulary = 256 if knobs["method"] == "grpo" else vocabulary
     inner = {"intermediate_size": 1024, "num_key_value_heads": 4, "vocab_size": vocabulary}
     model = tiny_model("meta-llama/Llama-3.2-3B", **_SHAPE, **inner)
     return Plan(model=model, gpu=CARD, recipe="trl", **knobs)
