@@ -38,6 +38,7 @@ QUESTIONS: list[dict[str, Any]] = [
     | {"sequence": 1024, "micro_batch": 16, "attention": "eager"},
     {"model": "qwen3-8b", "gpu": "rx 7900 xtx", "method": "inference", "context": 40960}
     | {"concurrency": 8},
+    {"model": "llama-3.1-8b", "gpu": "4090", "gpus": 4, "method": "sft"},
     {"model": "pythia-1.4b", "gpu": "t4", "method": "reward", "sequence": 2048, "micro_batch": 4},
 ]
 
@@ -299,6 +300,14 @@ def test_a_batch_with_many_divisors_is_searched_as_quickly() -> None:
     assert process_time() - began < 3
 
 
+def test_cards_that_share_more_are_the_first_advice_of_several() -> None:
+    plan, found = asked(7)
+    assert plan.gpus == 4 and plan.sharding == "ddp"
+    assert found[0].rank == "result unchanged"
+    assert found[0].plan.sharding in ("zero1", "zero2", "zero3", "fsdp")
+    assert "--gpus 4 " in found[0].command
+
+
 def test_a_model_from_a_file_is_not_taken_for_one_of_the_catalog() -> None:
     """Its path is nobody's business and not kept; its name alone could mean another model."""
     plan = resolve("qwen3-1.7b", gpu="4090", method="sft", tuning="lora")
@@ -313,7 +322,7 @@ def test_every_card_is_called_by_a_name_that_means_it() -> None:
             assert catalog.find_gpu(card_name(card)) == card
 
 
-CEILINGS = [1, 3, 5, 6, 7]
+CEILINGS = [1, 3, 5, 6, 8]
 
 
 @pytest.mark.parametrize("at", CEILINGS)

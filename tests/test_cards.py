@@ -143,6 +143,17 @@ def test_where_it_fits_on_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fits on none of" in printed.err
 
 
+def test_where_one_card_is_not_enough_the_fewest_are_taken_and_share_no_more_than_needed() -> None:
+    cards = [[catalog.find_gpu("a100")]]
+    (choice,) = suitable(MODEL, cards, method="sft", tuning="full").choices
+    plan, ways = choice.report.plan, KNOBS["sharding"]["choices"]
+    assert plan.gpus == 2  # 16 bytes a parameter, 8 billion of them: 120 GiB
+    assert choice.price is None or choice.price == 2 * (choice.card_usd or 0)
+    for way in ways[1 : ways.index(plan.sharding)]:
+        assert fit(plan.change(sharding=way)).verdict == "does-not-fit"
+    assert not fits_with(plan, plan.gpu, 1)
+
+
 def test_sizes_are_those_of_the_catalog() -> None:
     for row, sizes in catalog.cards():
         assert [gpu.memory_gib for gpu in sizes] == card_sizes(row)
