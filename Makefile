@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 BASE := .venv/base.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: setup run test lint format golden bench accuracy coefficients oracle-check smoke \
+.PHONY: setup run test lint format golden bench accuracy fuzz coefficients oracle-check smoke \
 	gpu-suite gpu-wheels trl112 clean
 
 setup: $(BASE)
@@ -68,6 +68,10 @@ accuracy: $(DEV)
 # Every recorded run of the CUDA build, the large ones too: `make test` leaves these out.
 oracle-check: $(DEV)
 	$(BIN)/python -m pytest tests/test_cuda_steps.py --slow
+
+# A hundred thousand inputs for the readers of configs, safetensors and GGUF files: minutes.
+fuzz: $(DEV)
+	FUZZ=25000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
 # Layers that no tape plays, traced from transformers' code: catalog/coefficients/. ARGS: model types.
 coefficients: $(DEV)

@@ -53,7 +53,7 @@ def missing(model: Model, tuning: str, targets: str | tuple[str, ...]) -> str:
 
 
 def _is_known(model: Model) -> bool:
-    return "file" in read("coefficients/index.json").get(model.id, ())
+    return "file" in read("coefficients/index.json").get(model.sibling or model.id, ())
 
 
 def is_recurrent(model: Model) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from fitcheck import catalog
 from fitcheck.errors import FitCheckError
 from fitcheck.files import read
+from fitcheck.layouts import LAYOUTS
 from fitcheck.model import Attention, AttentionBias, KVGroup, Model, MoE
 from fitcheck.weights import has_closed_form, weights
 
@@ -108,7 +109,9 @@ def model_from(config: Mapping[str, Any], name: str, source: str = "config.json"
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
     layers, vocab = c.size("num_hidden_layers"), c.size("vocab_size")
     kv_heads = _kv_heads(c, heads)
-    latent = _latent(c)
+    latent, length = _latent(c), c.maybe("max_position_embeddings") or None
+    if LAYOUTS[c.model_type].positions:  # a table of them
+        length = c.size("max_position_embeddings")
     head_dim = latent["head_dim"] if latent else c.maybe("head_dim") or hidden // heads
     if heads % kv_heads:
         raise _bad(name, f"{heads} heads do not share {kv_heads} heads of keys and values")
@@ -127,7 +130,7 @@ def model_from(config: Mapping[str, Any], name: str, source: str = "config.json"
         **{"num_key_value_heads": kv_heads, "head_dim": head_dim, "vocab_size": vocab},
         **{"intermediate_size": _inner(c, hidden), "tie_word_embeddings": _tied(c)},
         **{"params_embedding": vocab * (c.maybe("word_embed_proj_dim") or hidden)},
-        **{"max_position_embeddings": c.maybe("max_position_embeddings") or None},
+        **{"max_position_embeddings": length},
         **{"attention": attention, "sliding_window": window, "kv_cache_groups": groups},
         **{"layer_type_counts": {g.kind: g.layers for g in groups} if len(groups) > 1 else None},
         **{"attention_bias": _bias(c), "moe": moe, "norms_per_layer": _norms(c)},
