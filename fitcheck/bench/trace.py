@@ -227,14 +227,15 @@ class TraceRecorder(Recorder):
         self._label_states()
 
     def _label_states(self) -> None:
+        owner = {id(p): role for role, own in self.parameters.items() for p in own}
         for name in ("policy_training", "critic_training"):
             training = getattr(self.roles, name)
             for optimizer in _optimizers(training and training.optimizer):
                 masters = getattr(optimizer, "copies", ())
                 self._label(name.partition("_")[0], "optimizer states", masters)
-                states = getattr(optimizer, "state", {}).values()
-                tensors = (value for state in states for value in state.values())
-                self._label(name.partition("_")[0], "optimizer states", tensors)
+                for weight, state in getattr(optimizer, "state", {}).items():
+                    role = owner.get(id(weight), name.partition("_")[0])  # one may train both
+                    self._label(role, "optimizer states", state.values())
 
     def _label(self, role: str, kind: str, tensors: Iterable[Any]) -> None:
         for tensor in tensors:
