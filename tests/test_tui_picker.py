@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from screen import drive, press, question, settle, text
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from fitcheck import catalog, fit
+from fitcheck import FitCheckError, catalog, fit, hub
 from fitcheck.plan import METHODS
 from fitcheck.text import gib
+from fitcheck.tui import state
 from fitcheck.tui.candidates import Query, candidates, judgement, matching, told
 from fitcheck.tui.knobs import fields_of, shown
 from fitcheck.tui.picker import Pick, Picker
@@ -159,3 +161,38 @@ def test_a_click_chooses() -> None:
         return pilot.app.view.plan.gpu.name
 
     assert "3060" in drive(script)
+
+
+def test_a_model_elsewhere_is_the_last_row_and_read_only_when_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    model = replace(catalog.find_model("smollm2-135m"), id="somebody/own-135m")
+
+    def find(text: str) -> Any:
+        read.append(text)
+        if text != model.id:
+            raise FitCheckError(f"the Hub has no {text}", "look at its name again")
+        return model
+
+    monkeypatch.setattr(hub, "find", find)
+
+    async def script(pilot: Pilot[Any]) -> None:
+        first = pilot.app.view
+        await press(pilot, "m", *"somebody", "/", *"typo")
+        assert "fetch somebody/typo from the Hub" in text(pilot.app)
+        await pilot.pause(0.2)
+        assert read == []
+        await press(pilot, "enter")
+        await pilot.app.workers.wait_for_complete()
+        await press(pilot)
+        assert pilot.app.view == first and "the Hub has no" in text(pilot.app)
+        await press(pilot, "m", *"somebody", "/", *"own-135m", "enter")
+        await pilot.app.workers.wait_for_complete()
+        await press(pilot)
+        assert pilot.app.view.plan.model == model
+        assert not state.of_catalog(pilot.app.view.plan)  # the next start must not ask the Hub
+        await press(pilot, "u")
+        assert pilot.app.view == first
+
+    drive(script)

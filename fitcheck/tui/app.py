@@ -7,12 +7,14 @@ from functools import partial
 from io import StringIO
 from typing import TYPE_CHECKING, ClassVar
 
+from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.events import DeliveryComplete, DeliveryFailed
 
 from fitcheck import machine
 from fitcheck.advice import command
+from fitcheck.errors import FitCheckError
 from fitcheck.measured import Measurement
 from fitcheck.plan import Plan
 from fitcheck.report import Report
@@ -104,9 +106,32 @@ class FitCheckApp(Asking):
         self.push_screen(Pick(self.view.plan, field), picked)
 
     def take(self, field: str, candidate: Candidate) -> None:
-        """Put what was picked into the plan."""
+        """Put what was picked into the plan; what is not of the catalog is read in a thread."""
+        if candidate.away:
+            self.notify(candidate.id, title="Reading", markup=False, timeout=60)
+            self.fetch(candidate)
+            return
         card = views.PRETENDED if field == "gpu" else None
         self.attempt(lambda: candidate.change(self.view.plan), card)
+
+    @work(thread=True, exclusive=True, group="fetch")
+    def fetch(self, candidate: Candidate) -> None:
+        """Read a model of the Hub or of a file: its configuration and headers, no weights."""
+        before = self.view.plan
+        try:
+            plan = candidate.change(before)
+        except FitCheckError as fault:
+            self.call_from_thread(self.refuse, fault)
+            return
+        self.call_from_thread(self.fetched, before, plan)
+
+    def fetched(self, before: Plan, plan: Plan) -> None:
+        """Show it, unless the plan was changed while it was read."""
+        self.clear_notifications()
+        if self.view.plan == before:
+            self.attempt(lambda: plan)
+        else:
+            self.notify(f"{plan.model.id} was read, but the plan has changed meanwhile")
 
     def state(self) -> State:
         """What the next session begins with."""

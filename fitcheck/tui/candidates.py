@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from fitcheck import catalog
+from fitcheck import catalog, hub
 from fitcheck.catalog import Row
 from fitcheck.decoder import covered
 from fitcheck.errors import FitCheckError
@@ -46,6 +46,7 @@ class Candidate:
     words: tuple[str, ...]
     size: float
     change: Callable[[Plan], Plan]
+    away: bool = False  # on the Hub or on disk: read only when it is chosen
 
 
 class Judgement(NamedTuple):
@@ -112,13 +113,32 @@ def _value(field: str, value: object) -> Candidate:
 
 
 def typed(plan: Plan, field: str, text: str) -> Candidate | None:
-    """A value that is typed rather than chosen, such as 1000 or 48gib; None where names are."""
+    """A value that is typed rather than chosen, such as 1000 or 48gib; of models one elsewhere.
+
+    None where only names of the catalog can be meant.
+    """
     text = text.strip()
+    if field in ("model", "reward_model", "critic"):
+        return _elsewhere(field, text)
     if not text or field in PICKED or field == "method":
         return None
     if field in KNOBS and KNOBS[field]["kind"] in ("choice", "flag"):
         return None
     return Candidate(text, text, "as typed", (text,), 0.0, lambda plan: read(plan, field, text))
+
+
+def _elsewhere(field: str, text: str) -> Candidate | None:
+    """The last row of a list of models: one of the Hub, in a folder, or in a GGUF file."""
+    local = hub.is_path(text) and len(text) > 1
+    if not local and not hub.is_hub_id(text):
+        return None
+
+    def change(plan: Plan) -> Plan:
+        found = hub.find(text)
+        return plan.change(model=found) if field == "model" else put(plan, field, found)
+
+    label = f"read {text}" if local else f"fetch {text} from the Hub"
+    return Candidate(text, label, "config and headers, no weights", (text,), 0.0, change, away=True)
 
 
 WHAT = {
@@ -220,7 +240,9 @@ def matching(found: Iterable[Candidate], query: Query) -> list[Candidate]:
 
 
 def judgement(plan: Plan, candidate: Candidate) -> Judgement:
-    """The plan with that candidate in it."""
+    """The plan with that candidate in it; what is elsewhere is not read for that."""
+    if candidate.away:
+        return Judgement(None, why=candidate.detail)
     try:
         report = answer(candidate.change(plan))
     except FitCheckError as fault:

@@ -14,6 +14,7 @@ from typing import Any
 
 from platformdirs import user_config_path
 
+from fitcheck import catalog
 from fitcheck.answer import plan_from
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import Plan
@@ -73,6 +74,8 @@ def _plan(values: Any) -> Plan:
     """The plan; a card's row is the catalog's as it is now, and so is what it leaves usable."""
     if not isinstance(values, dict) or not isinstance(values.get("gpu"), str):
         raise ValueError("a plan without a card")
+    if not _known(values.get("model")):
+        raise ValueError("its model is not of the catalog")
     return plan_from({name: value for name, value in values.items() if value is not None})
 
 
@@ -90,9 +93,9 @@ def save(state: State) -> str:
     """Keep it; what went wrong, in words, or nothing. A half-written file never replaces it."""
     file = path()
     values = {
-        "plan": written(state.plan) if state.plan else None,
+        "plan": written(state.plan) if state.plan and of_catalog(state.plan) else None,
         "live": state.live,
-        "pins": [written(plan) for plan in state.pins[-MOST_PINS:]],
+        "pins": [written(plan) for plan in state.pins[-MOST_PINS:] if of_catalog(plan)],
         "theme": state.theme,
     }
     draft = file.with_suffix(f".{os.getpid()}.tmp")
@@ -103,6 +106,18 @@ def save(state: State) -> str:
     except OSError as fault:
         return f"{file} cannot be written: {fault.strerror}"
     return ""
+
+
+def of_catalog(plan: Plan) -> bool:
+    """Whether all its models are the catalog's: starting must not wait for the Hub or a disk."""
+    models = [plan.model, plan.reward_architecture, plan.critic_architecture]
+    return all(_known(model.id) for model in models if model is not None)
+
+
+def _known(name: object) -> bool:
+    return any(entry["id"] == name for entry in catalog.model_entries()) or any(
+        row["id"] == name for row in catalog.rows("reward_models.json", "reward_models")
+    )
 
 
 def written(plan: Plan) -> dict[str, Any]:
