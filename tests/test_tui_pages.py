@@ -22,7 +22,7 @@ from fitcheck.tui import process
 from fitcheck.tui.app import FitCheckApp
 from fitcheck.tui.compare import Compare, differing
 from fitcheck.tui.dryrun import DryRun, differences
-from fitcheck.tui.explain import entries
+from fitcheck.tui.explain import entries, meaning
 from fitcheck.tui.guide import keys_of
 from fitcheck.tui.hardware import Hardware, Seen, sparkline
 from fitcheck.tui.lines import plain
@@ -70,6 +70,8 @@ def test_explain_shows_formula_and_source() -> None:
     shown = drive(script, (160, 60))
     for term in sorted(fit(question()).peak_phase.terms, key=lambda term: -term.bytes)[:3]:
         assert term.why in shown and f"{gib(term.bytes)} GiB" in shown
+        what, source = meaning(term.name)
+        assert what and f"{what} ({source})" in shown
 
 
 def test_compare_shows_the_rows_that_differ_and_opens_a_pin() -> None:
