@@ -100,7 +100,7 @@ class Scene:
         """A pass without gradients: its layers, then its head."""
         model, how = _alike(self.roles[role].model), self.setting(role, adapters)
         casts, layers, ends = activations.inference_peak(model, how, shape, head)
-        stays = (*self.resident(phase), *extra, *_mask(how, shape), *self._gathered(phase, role))
+        stays = (*self.resident(phase), *extra, *_mask(how, shape))
         if casts:
             stays += (Term("autocast copies", role, casts, "16-bit casts of fp32 weights, cached"),)
         what = (model, how, shape)
@@ -111,7 +111,12 @@ class Scene:
         logits = Term(
             *(_head_name(head), role, ends), lambda: activations.explain(*what, head, "no-grad")
         )
-        return Phase(phase, (Moment("layers", (*stays, running)), Moment("head", (*stays, logits))))
+        layer, end = (self._gathered(phase, role, piece) for piece in ("layers", "head"))
+        moments = (
+            Moment("layers", (*stays, *layer, running)),
+            Moment("head", (*stays, *end, logits)),
+        )
+        return Phase(phase, moments)
 
     def update(
         self,
@@ -132,7 +137,6 @@ class Scene:
         for part in ("forward", "loss", "backward"):
             phase = f"{prefix}.{part}"
             stays = (*self.resident(phase), *_mask(how, shape), *older)
-            stays += shards.working(plan, self._base(role), part)
             if part != "backward":
                 stays += self._presents(who, shape)
             moments = tuple(
@@ -176,13 +180,14 @@ class Scene:
             Term("autocast copies", role, stage.casts, "16-bit casts of fp32 weights, cached"),
             Term(_head_name(head), role, loss, "log-softmax of the policy, kept for its backward"),
         )
-        terms += shards.working(self.plan, self._base(role), "held")
+        terms += shards.working(self.plan, self._base(role), "loss", "held")
         return terms + (self.gradients(who) if steps > 1 else ())
 
     def _stage(
         self, who: Role, stage: Stage, how: Setting, shape: Shape, head: str
     ) -> Iterator[Term]:
         role, model = who.name, _alike(who.model)
+        yield from shards.working(self.plan, self._base(role), stage.phase, stage.name)
         if self.plan.checkpointing:
             saved = f"one layer input for each of {model.num_layers} layers (checkpointing)"
         else:
@@ -226,11 +231,11 @@ class Scene:
         who = self.roles[role]
         return who if who.base else self.roles["policy"]
 
-    def _gathered(self, phase: str, role: str) -> Terms:
+    def _gathered(self, phase: str, role: str, piece: str) -> Terms:
         """What is put together of weights that are split, in a pass without gradients."""
         if phase.startswith("rollout"):
             return ()  # all of them already were
-        return shards.working(self.plan, self._base(role), "no-grad")
+        return shards.working(self.plan, self._base(role), "no-grad", piece)
 
 
 # What a row says of a model beside its sizes; none of it moves a byte.

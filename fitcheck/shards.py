@@ -1,7 +1,7 @@
 """Several cards side by side: what each holds a share of, and what sharing takes beside it.
 
     cards(plan, "gradients")           # among how many cards gradients are split; 1: not at all
-    working(plan, policy, "backward")  # the Terms that sharing adds while that role runs
+    working(plan, policy, "backward", "last layer")  # Terms that sharing adds while a role runs
 
 All cards do the same, so one of them, the one with the largest share, stands for all.
 """
@@ -90,10 +90,11 @@ def always(plan: Plan, role: Role) -> Iterator[Term]:
             yield Term("gradients", role.name, *_flat_gradients(role, plan.gpus))
 
 
-def working(plan: Plan, role: Role, part: str) -> tuple[Term, ...]:
-    """What sharing adds while a role runs. part: forward, loss, backward; held; no-grad.
+def working(plan: Plan, role: Role, part: str, piece: str) -> tuple[Term, ...]:
+    """What sharing adds while a piece of a role runs.
 
-    held: between forward and backward, while something else runs.
+    part: forward, loss, backward or no-grad; piece: the moment's name, such as "last layer", or
+    "held" between forward and backward, while something else runs.
     """
     if part == "backward" and plan.sharding in ("zero1", "zero2"):
         return (_reduce_bucket(role),)
@@ -102,7 +103,7 @@ def working(plan: Plan, role: Role, part: str) -> tuple[Term, ...]:
     width = gathered_width(plan, role)
     if plan.sharding == "zero3":
         return tuple(_fetched(role, width))
-    return tuple(_wrapped(role, width, part))
+    return tuple(_wrapped(role, width, part, layers_gathered(plan, part, piece)))
 
 
 def _fetched(role: Role, width: int) -> Iterator[Term]:
@@ -117,22 +118,27 @@ def _fetched(role: Role, width: int) -> Iterator[Term]:
     yield Term("live parameters", role.name, max(0, live - largest), why)
 
 
-def _wrapped(role: Role, width: int, part: str) -> Iterator[Term]:
-    """FSDP wraps each layer; embedding, last norm and head are the root, gathered to the end.
-
-    BACKWARD_PRE gathers the next layer while one runs backward. Where adapters are wrapped each on
-    its own (PEFT's fsdp_auto_wrap_policy), the next to come is a small one.
-    """
+def _wrapped(role: Role, width: int, part: str, layers: int) -> Iterator[Term]:
+    """FSDP wraps each layer; embedding, last norm and head are the root, gathered to the end."""
     root, _, block = units(role, width)
     yield Term("unsharded root", role.name, root, "embedding, last norm and head, gathered")
-    if part == "held":
-        return
-    two = part == "backward" and role.tuning == "full"
-    why = "one layer, gathered while it runs" + (", and the next one (BACKWARD_PRE)" if two else "")
-    yield Term("unsharded block", role.name, (1 + two) * block, why)
-    if not two:
+    why = "one layer, gathered while it runs" + (", and the next one" if layers > 1 else "")
+    yield Term("unsharded block", role.name, layers * block, why)
+    if layers and part != "backward":
         why = "the next layer is gathered on another stream before this one's block is free"
         yield Term("prefetched block", role.name, block, why, CACHED)
+
+
+def layers_gathered(plan: Plan, part: str, piece: str) -> int:
+    """Layers that FSDP holds gathered at a moment.
+
+    As torch 2.13 does it, on its fake process group (tests/fsdp_world.py): backward gathers the
+    next layer (BACKWARD_PRE) before one runs; not where reentrant checkpointing runs it again.
+    """
+    if part == "backward":
+        again = plan.checkpointing and plan.recipe == "hf-4.48"  # reentrant
+        return {"logits": 1, "last layer": 1 if again else 2, "first layer": 1}.get(piece, 0)
+    return int(piece in ("layers", "last layer"))
 
 
 def hooked(plan: Plan, role: Role, hidden: int) -> Iterator[Term]:
@@ -140,8 +146,8 @@ def hooked(plan: Plan, role: Role, hidden: int) -> Iterator[Term]:
 
     hidden: bytes of one layer's input. Each hook keeps the node of its layer's input, and reentrant
     checkpointing makes that input a leaf: it and its gradient live until backward is over
-    (torch 2.13, fsdp/_runtime_utils.py, _register_post_backward_reshard_only_hook). The gradients
-    of the first two layers are there anyway, or yet to come.
+    (torch 2.13, fsdp/_runtime_utils.py, _register_post_backward_reshard_only_hook; counted by
+    tests/fsdp_world.py). The gradients of the first two layers are there anyway, or yet to come.
     """
     layers = role.model.num_layers or 1
     frozen = role.tuning in ("lora", "qlora")

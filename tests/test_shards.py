@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,12 @@ def test_fsdp_of_llama_8b() -> None:
     assert named(report, "update.step", "gradients") == 4 * params // 8
     assert named(report, "update.step", "optimizer states") == 8 * params // 8
     assert named(report, "update.backward", "unsharded root") == 2 * root
-    assert named(report, "update.backward", "unsharded block") == 2 * 2 * layer
-    assert named(report, "update.forward", "unsharded block") == 2 * layer
+    moments = {m.name: m for p in report.phases if p.name == "update.backward" for m in p.moments}
+    blocks = [
+        sum(term.bytes for term in moments[name].terms if term.name == "unsharded block")
+        for name in ("logits", "last layer", "first layer", "embedding")
+    ]
+    assert blocks == [2 * layer, 2 * 2 * layer, 2 * layer, 0]
 
 
 def test_a_mixture_gathers_its_largest_layer() -> None:
@@ -277,3 +282,48 @@ def test_a_dry_run_plays_one_card() -> None:
 
     with pytest.raises(FitCheckError, match="a single card"):
         trace(plan("qwen2.5-0.5b", gpus=2))
+
+
+# --- torch itself ---
+
+
+@pytest.fixture(scope="module")
+def fsdp() -> list[dict[str, Any]]:
+    """What torch's FSDP holds, each way to train a model of six layers."""
+    pytest.importorskip("torch")
+    script = Path(__file__).with_name("fsdp_world.py")
+    words = [sys.executable, "-W", "ignore", str(script)]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    rows: list[dict[str, Any]] = json.loads(found.stdout.splitlines()[-1])
+    return rows
+
+
+def as_run(row: dict[str, Any]) -> Plan:
+    return plan(
+        *("llama-3.2-1b", "a100-80"),
+        **{"gpus": 4, "sharding": "fsdp", "tuning": "lora" if row["frozen"] else "full"},
+        checkpointing=row["reentrant"] is not None,
+        recipe="hf-4.48" if row["reentrant"] else "plain",
+    )
+
+
+@pytest.mark.oracle
+def test_layers_that_fsdp_gathers(fsdp: list[dict[str, Any]]) -> None:
+    assert len(fsdp) == 6
+    for row in fsdp:
+        p, layers = as_run(row), row["layers"]
+        assert shards.layers_gathered(p, "forward", "last layer") == layers["forward"]
+        assert shards.layers_gathered(p, "loss", "logits") == layers["loss"]
+        for piece in ("last layer", "first layer"):
+            assert shards.layers_gathered(p, "backward", piece) == layers[piece], row
+
+
+@pytest.mark.oracle
+def test_what_hooks_of_frozen_layers_hold(fsdp: list[dict[str, Any]]) -> None:
+    """Beside the first layer's input and incoming gradient, where layers run again."""
+    for row in fsdp:
+        p = as_run(row)
+        role = replace(p.model, num_layers=6)
+        held = shards.hooked(p, Role("policy", role, 2, p.tuning), 1)
+        beside = row["alive"] - 2 if p.checkpointing else 0
+        assert sum(term.bytes for term in held) == beside, row
