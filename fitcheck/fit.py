@@ -105,6 +105,8 @@ def side_by_side(plan: Plan) -> list[str]:
         f"what each of {plan.gpus} equal cards holds; only FSDP on two was held against runs",
         f"cards talk over {links.link_name(plan.gpu, plan.gpus)} at {speed:.0f} GB/s each way",
     ]
+    if plan.sharding.startswith("zero") and plan.tuning == "full" and plan.weight_dtype == "fp32":
+        found.append("DeepSpeed's own regime is --precision bf16-master")
     if plan.sharding == "fsdp":
         found.append(
             "FSDP scatters the gradients of each micro-batch (accelerate: sync_each_batch); "

@@ -21,6 +21,7 @@ from fitcheck.plan import SHARDINGS, Plan
 from fitcheck.report import OUTSIDE, Report
 from fitcheck.scene import Scene
 from fitcheck.speed import step_seconds
+from tests.test_properties import Draw
 
 WAYS = SHARDINGS[1:]
 STATES = ("weights", "gradients", "optimizer states")
@@ -222,6 +223,35 @@ def test_more_cards_never_need_more_of_each(method: str, tuning: str, way: str) 
         fields = {"method": method, "tuning": tuning, "sharding": way, "batch": batch}
         peaks = [fit(plan(gpus=cards, **fields)).peak_bytes for cards in (2, 4, 8)]
         assert peaks == sorted(peaks, reverse=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_any_plan_can_be_shared(way: str) -> None:
+    """Plans as the properties draw them: with one card's states, half of them at least, or why not.
+
+    With the optimizer offloaded, gradients and FSDP's weights go to RAM with it.
+    """
+    draw, answered = Draw(seed=1), 0
+    while answered < 30:
+        try:
+            alone = fit(Plan(**draw.fields()))
+        except FitCheckError:
+            continue
+        if alone.plan.method == "inference":
+            continue
+        try:
+            shared = fit(alone.plan.change(gpus=2, sharding=way))
+        except FitCheckError as fault:
+            assert fault.hint
+            continue
+        answered += 1
+        assert all(t.bytes >= 0 for p in shared.phases for m in p.moments for t in m.terms)
+        for phase, same in zip(alone.phases, shared.phases, strict=True):
+            assert phase.name == same.name
+            if phase.name.endswith("step"):
+                states = [named(r, phase.name, *STATES) for r in (alone, shared)]
+                kept = 0 if "optimizer" in alone.plan.offload else states[0] // 2
+                assert states[0] >= states[1] >= kept
 
 
 # --- host, time, edges ---

@@ -51,13 +51,16 @@ def _axes(plan: Plan) -> list[list[Level]]:
     """Each choice that leaves the result as it is; the empty level keeps what the plan has."""
     if plan.method == "inference":
         return []
-    whole = plan.minibatch or plan.batch
+    whole = plan.on_card(plan.minibatch or plan.batch)
     sizes = (whole, *divisors(whole))[-SIZES:]
     axes: list[list[Level]] = [
         [{}, {"checkpointing": not plan.checkpointing}],
         [{}, *({"micro_batch": n} for n in sizes if n != plan.micro_batch)],
         [{}, *({"loss": loss} for loss in ("full", "chunked", "fused") if loss != plan.loss)],
     ]
+    if plan.gpus > 1:
+        ways = ("ddp", "zero2", "fsdp")  # what lies between differs little
+        axes.append([{}, *({"sharding": way} for way in ways if way != plan.sharding)])
     if plan.optimizer == "adamw":
         axes.append([{}, {"optimizer": "adamw-fused"}])
     parts = {
