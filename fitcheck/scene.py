@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from functools import lru_cache
 
-from fitcheck import activations, kernels, memory, shards
+from fitcheck import activations, memory, shards
 from fitcheck.activations import Shape
 from fitcheck.memory import Role
 from fitcheck.model import Model
@@ -18,7 +18,7 @@ from fitcheck.ops import Setting
 from fitcheck.plan import Plan
 from fitcheck.report import OUTSIDE, Moment, Phase, Term
 from fitcheck.roles import roles, setting
-from fitcheck.stays import Terms, quantized, stays
+from fitcheck.stays import Terms, fixed, quantized, stays
 from fitcheck.walk import Stage
 
 
@@ -30,7 +30,7 @@ class Scene:
         self.roles = roles(plan)
         self.master = plan.precision == "bf16-master"
         self.held: Terms = ()  # what the method's own tensors take, from now on
-        self._fixed = tuple(_fixed(plan))
+        self._fixed = tuple(fixed(plan))
         self._settings: dict[tuple[str, bool], Setting] = {}
         self._resident: dict[tuple[tuple[str, ...], bool, bool], Terms] = {}
 
@@ -134,16 +134,20 @@ class Scene:
             accumulate=steps > 1,
             reentrant=plan.recipe == "hf-4.48",
         )
+        waiting = next(stage.gradients for stage in stages if stage.phase == "backward")
         for part in ("forward", "loss", "backward"):
             phase = f"{prefix}.{part}"
             stays = (*self.resident(phase), *_mask(how, shape), *older)
             if part != "backward":
                 stays += self._presents(who, shape)
             moments = tuple(
-                Moment(stage.name, (*stays, *self._stage(who, stage, how, shape, head)))
+                Moment(stage.name, (*stays, *self._stage(who, stage, how, shape, head, waiting)))
                 for stage in stages
                 if stage.phase == part
             )
+            if part == "backward" and plan.sharding == "fsdp" and who.tuning == "full":
+                backward = [stage for stage in stages if stage.phase == part]
+                moments += tuple(self._joined(who, how, backward, stays))
             yield Phase(phase, moments)
         size, why = memory.step_temporary(who, plan.optimizer, self.master)
         size = -(-size // shards.cards(plan, "optimizer states"))
@@ -184,7 +188,7 @@ class Scene:
         return terms + (self.gradients(who) if steps > 1 else ())
 
     def _stage(
-        self, who: Role, stage: Stage, how: Setting, shape: Shape, head: str
+        self, who: Role, stage: Stage, how: Setting, shape: Shape, head: str, waiting: int
     ) -> Iterator[Term]:
         role, model = who.name, _alike(who.model)
         yield from shards.working(self.plan, self._base(role), stage.phase, stage.name)
@@ -201,7 +205,7 @@ class Scene:
         if stage.name == "embedding":
             why = f"{model.vocab_size:,} x {model.embedding_width:,} x {how.weight} B, and its sums"
             yield Term("embedding gradient", role, stage.working, why)
-            yield from self._made(who, how, stage.gradients)
+            yield from self._made(who, how, stage.gradients, waiting)
             return
         name = _head_name(head) if stage.name == "logits" else "layer activations"
         piece = head if stage.name == "logits" else "layer"
@@ -213,18 +217,46 @@ class Scene:
                 until = "no-grad"
         what = (model, how, shape, piece, until)
         yield Term(name, role, stage.working, lambda: activations.explain(*what))
-        yield from self._made(who, how, stage.gradients)
+        yield from self._made(who, how, stage.gradients, waiting)
 
-    def _made(self, who: Role, how: Setting, size: int) -> Iterator[Term]:
-        """Gradients that a backward has made so far, or a card's share of them."""
+    def _joined(
+        self, who: Role, how: Setting, stages: list[Stage], stays: Terms
+    ) -> Iterator[Moment]:
+        """FSDP makes one flat gradient of a unit's gradients, while those are still there.
+
+        The weights are views of a flat one (torch.split), so autograd joins their gradients (cat).
+        """
+        found, waiting = shards.units(who, how.weight), stages[0].gradients
+        units = {"last layer": found.block, "first layer": found.block, "embedding": found.root}
+        for stage in stages:
+            if size := units.get(stage.name):
+                made, kept = stage.gradients, waiting
+                if stage.name == "embedding":  # the head's are among those joined
+                    made, kept = made - waiting, 0
+                why = f"{size:,} B of one unit's gradients, and the flat one made of them"
+                terms = (
+                    *shards.working(self.plan, who, "backward", stage.name),
+                    Term("activations", who.name, stage.activations, "backward has yet to pass"),
+                    Term("joined gradients", who.name, 2 * size, why),
+                    *self._made(who, how, made, kept),
+                )
+                yield Moment(f"{stage.name} reduced", (*stays, *terms))
+
+    def _made(self, who: Role, how: Setting, size: int, waiting: int) -> Iterator[Term]:
+        """Gradients that a backward has made so far, or a card's share of them.
+
+        waiting: of the head; FSDP's root, of which it is a part, is reduced at the very end.
+        """
         if not size or self.plan.sharding == "zero3" or shards.in_ram(self.plan, "gradients"):
             return
-        if who.tuning == "full":  # FSDP's shares are of the weights' own type
-            size = size * who.weight // how.weight
         number = shards.cards(self.plan, "gradients")
+        whole = waiting if self.plan.sharding == "fsdp" and who.tuning == "full" else 0
+        rest = size - whole
+        if who.tuning == "full":  # FSDP's shares are of the weights' own type
+            rest = rest * who.weight // how.weight
         why = "made so far in this backward"
-        why = f"1/{number} of those {why}" if number > 1 else why
-        yield Term("gradients", who.name, -(-size // number), why)
+        why = f"1/{number} of those {why}, the head's whole" if number > 1 else why
+        yield Term("gradients", who.name, whole - (-rest // number), why)
 
     def _base(self, role: str) -> Role:
         """The role whose weights run: an adapter's are those of the policy."""
@@ -256,17 +288,6 @@ def _alike(model: Model) -> Model:
 
 def _head_name(head: str) -> str:
     return "score head" if head == "score" else "logits"
-
-
-def _fixed(plan: Plan) -> Iterator[Term]:
-    if plan.gpu.vendor != "apple":
-        why = "CUDA context and loaded kernels: an estimate, 256 to 492 MiB were seen"
-        yield Term("CUDA context", "card", kernels.CONTEXT, why, OUTSIDE)
-    yield from shards.nccl(plan)
-    if size := kernels.cublas_workspace(plan.gpu):
-        threads = 1 if plan.method == "inference" else 2
-        why = f"{threads} x {size:,} B, one a thread that multiplies (forward, backward), kept"
-        yield Term("cuBLAS workspace", "card", threads * size, why)
 
 
 def _mask(how: Setting, shape: Shape) -> Terms:

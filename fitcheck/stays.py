@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
-from fitcheck import memory, quants, shards
+from fitcheck import kernels, memory, quants, shards
 from fitcheck.memory import Role
-from fitcheck.plan import CHECKPOINT
+from fitcheck.plan import CHECKPOINT, Plan
 from fitcheck.report import CACHED, OUTSIDE, Term
 
 Terms = tuple[Term, ...]
@@ -68,3 +68,15 @@ def _rounding(kind: str, name: str, sizes: memory.Sizes) -> Iterator[Term]:
         yield Term("allocator rounding", name, counted, why)
     if cached:
         yield Term("segment rests", name, cached, f"{kind}: reserved, not used", CACHED)
+
+
+def fixed(plan: Plan) -> Iterator[Term]:
+    """What is there whatever runs: the context, NCCL, the workspace of products."""
+    if plan.gpu.vendor != "apple":
+        why = "CUDA context and loaded kernels: an estimate, 256 to 492 MiB were seen"
+        yield Term("CUDA context", "card", kernels.CONTEXT, why, OUTSIDE)
+    yield from shards.nccl(plan)
+    if size := kernels.cublas_workspace(plan.gpu):
+        threads = 1 if plan.method == "inference" else 2
+        why = f"{threads} x {size:,} B, one a thread that multiplies (forward, backward), kept"
+        yield Term("cuBLAS workspace", "card", threads * size, why)

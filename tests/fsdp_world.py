@@ -2,8 +2,8 @@
 
 Four ranks of torch's fake process group, of which this is the first: its collectives do nothing,
 but every buffer is there. Prints a JSON list with a row for each way to train: layers gathered at
-each kind of moment, at most, and how many tensors of a layer's input's size are alive when the
-first layer is about to run again in backward.
+each kind of moment, at most; how many tensors of a layer's input's size are alive when the first
+layer is about to run again in backward; elements of the largest gradient joined of others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.fsdp import BackwardPrefetch, FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 WIDTH, LAYERS, WORDS, TOKENS = 64, 6, 100, 37
@@ -93,13 +94,27 @@ class World(nn.Module):
         self.wrapped = [wrapped(self)]
         loss = self.wrapped[0](torch.zeros(1, TOKENS, dtype=torch.long))
         self.backward = True
-        loss.backward()
+        with Joins() as joins:
+            loss.backward()
         return {
             "frozen": self.frozen,
             "reentrant": self.reentrant,
             "layers": dict(self.layers_gathered),
             "alive": self.alive,
+            "joined": joins.largest,
         }
+
+
+class Joins(TorchDispatchMode):
+    """The largest tensor that is made of others, which are all there at that moment."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.cat.default:
+            self.largest = max(self.largest, out.numel())
+        return out
 
 
 def wrapped(world: World) -> FullyShardedDataParallel:

@@ -357,3 +357,16 @@ def test_what_hooks_of_frozen_layers_hold(fsdp: list[dict[str, Any]]) -> None:
         held = shards.hooked(p, Role("policy", role, 2, p.tuning), 1)
         beside = row["alive"] - 2 if p.checkpointing else 0
         assert sum(term.bytes for term in held) == beside, row
+
+
+@pytest.mark.oracle
+def test_a_unit_that_trains_joins_its_gradients(fsdp: list[dict[str, Any]]) -> None:
+    """The root's embedding and head, 100 words of 64 elements each; of an adapter 4 x 64."""
+    for row in fsdp:
+        assert row["joined"] == (4 * 64 if row["frozen"] else 2 * 100 * 64), row
+        report = fit(as_run(row))
+        moments = [m for p in report.phases for m in p.moments if m.name == "embedding reduced"]
+        assert bool(moments) is not row["frozen"]
+        root = 2 * shards.units(Scene(report.plan).roles["policy"], 2).root
+        for moment in moments:  # gathered 16 bits of fp32, and gradients alike
+            assert [t.bytes for t in moment.terms if t.name == "joined gradients"] == [root]
