@@ -34,6 +34,10 @@ def check(model: str | Model = DEFAULT_MODEL, **wishes: Any) -> Report:
     """
     plan, card = _resolve(model, wishes)
     report = with_timings(fit(plan, catalog.stated_error(plan.method, "estimate")))
+    if plan.method == "inference" and plan.engine != "transformers":
+        from fitcheck import engines  # what its users ask next
+
+        report = replace(report, notes=(*report.notes, *engines.facts(plan, report.phases)))
     report = advised(report)
     return replace(report, notes=(card, *report.notes)) if card else report
 

@@ -158,10 +158,14 @@ def summary(tensors: list[Tensor], format: str, layers: int, quantization: str) 
             by_layer[int(at[1])] += t.bytes
             if "experts" in t.name or "_exps." in t.name:
                 experts[int(at[1])] += t.bytes
+    names = {t.name for t in tensors}
+    tied = not names & {"output.weight", "lm_head.weight", "embed_out.weight"}
+    looked_up = re.compile(r"(?:token_embd|embed_tokens|wte|word_embeddings|embed_in)\.weight$")
+    embedding = 0 if tied else sum(t.bytes for t in tensors if looked_up.search(t.name))
     ordered = tuple(sorted(types.items(), key=lambda pair: -pair[1]))
     total = sum(types.values())
     mixture = tuple(experts) if any(experts) else ()
-    return Checkpoint(format, total, ordered, quantization, tuple(by_layer), mixture)
+    return Checkpoint(format, total, ordered, quantization, tuple(by_layer), mixture, embedding)
 
 
 def _elements(tensor: Tensor, method: str, bits: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fitcheck import links, memory, quants, shards
 from fitcheck.memory import Role
 from fitcheck.passes import Step, decode_step, llama_cpp_prefill, pass_seconds
-from fitcheck.plan import CHECKPOINT, GGUF_QUANTS, ROLLOUT, Plan
+from fitcheck.plan import CHECKPOINT, ROLLOUT, Plan
 from fitcheck.rates import bandwidth, engine
 from fitcheck.roles import BYTES, roles
 from fitcheck.work import Work, block_params, forward, head_flops, share_read
@@ -27,11 +27,11 @@ GAE_CALLS = 6 / 30  # kernels a token of GAE's loop, in layers' worth of kernels
 
 
 def inference_engine(plan: Plan) -> str:
-    """Which engine runs these weights: GGUF llama.cpp, bitsandbytes transformers, others vLLM."""
+    """Whose speed these weights run at: llama.cpp's, an eager loop's, or that of CUDA graphs."""
     held = plan.model.checkpoint if plan.quant == CHECKPOINT else None
-    if held and held.format == "gguf":
-        return "llama.cpp"
-    if plan.quant in GGUF_QUANTS and plan.quant not in ("f16", "bf16"):
+    if plan.engine in ("vllm", "sglang"):
+        return "graphs"
+    if plan.engine == "llama.cpp":
         return "llama.cpp"
     if plan.quant in ("nf4", "int8") or (held and "bitsandbytes" in held.quantization):
         return "eager"

@@ -135,6 +135,7 @@ class Checkpoint(NamedTuple):
     quantization: str = ""  # gptq 4 bit, fp8 in blocks of 128 x 128, ...; empty: none
     layers: tuple[int, ...] = ()
     experts: tuple[int, ...] = ()
+    embedding: int = 0  # an embedding that is no head: rows that are only looked up
 
     @property
     def dtype(self) -> str:

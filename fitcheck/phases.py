@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fitcheck import memory, shards, trl
+from fitcheck import engines, memory, shards, trl
 from fitcheck.activations import Shape
 from fitcheck.errors import FitCheckError
 from fitcheck.plan import TRANSFORMERS_QUANTS, Plan
@@ -30,6 +30,9 @@ def phases(plan: Plan) -> tuple[Phase, ...]:
 def inference(scene: Scene) -> Iterator[Phase]:
     plan = scene.plan
     rows, context = plan.on_card(plan.concurrency), plan.context
+    if plan.engine != "transformers":
+        yield from engines.PHASES[plan.engine](scene, rows)
+        return
     scene.held = _cache(scene, rows, context, memory.KV_BYTES[plan.kv_cache])
     in_transformers = plan.quant in TRANSFORMERS_QUANTS and plan.kv_cache == plan.compute_dtype
     beyond = _beyond(scene, 1, context) if in_transformers else ()

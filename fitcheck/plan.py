@@ -41,6 +41,8 @@ GGUF_QUANTS = (
 QUANTS = ("bf16", "fp16", "fp32", "fp8", "int8", "nf4", "awq", "gptq", "mxfp4", *GGUF_QUANTS[:-2])
 CHECKPOINT = "checkpoint"  # a quant of models that were read: as their files have it
 TRANSFORMERS_QUANTS = ("bf16", "fp16", "fp32", "int8", "nf4")  # what that engine runs
+GGUF_WEIGHTS = (*GGUF_QUANTS[:-2], "bf16", "fp16", "fp32", CHECKPOINT)
+ENGINES = ("transformers", "llama.cpp", "vllm", "sglang")
 KV_TYPES = ("bf16", "fp16", "fp32", "fp8", "q8_0", "q4_0")
 
 
@@ -113,6 +115,10 @@ class Plan:
         "a framework's habits: its defaults, residency and step order",
         *(METHODS, "choice", (*BUILT_IN, *FRAMEWORKS)),
     )
+    engine: str = knob("what runs the model", ("inference",), choices=ENGINES)
+    engine_memory: float = knob(
+        "share of the card that vLLM or SGLang takes", ("inference",), "share"
+    )
     quant: str = knob("type of the weights", ("inference",), choices=QUANTS)
     context: int = knob("tokens of one sequence", ("inference",), "int")
     concurrency: int = knob("sequences at a time, all cards together", ("inference",), "int")
@@ -142,12 +148,13 @@ class Plan:
         check_together(self)
 
     def _as_stored(self, wishes: Mapping[str, Any]) -> dict[str, str]:
-        """The quant of a model that was read, where none is asked for: as its files have it."""
+        """Quant and engine of a model that was read, where none is asked for: as its files are."""
         held = self.model.checkpoint
         if self.method != "inference" or held is None or "quant" in wishes:
             return {}
-        quantized = held.quantization or held.format == "gguf"
-        return {"quant": CHECKPOINT if quantized else wishes.get("precision", held.dtype)}
+        if held.format == "gguf":
+            return {"quant": CHECKPOINT, "engine": wishes.get("engine", "llama.cpp")}
+        return {"quant": CHECKPOINT if held.quantization else wishes.get("precision", held.dtype)}
 
     def change(self, **changes: Any) -> Plan:
         """This plan with some fields changed.
@@ -250,8 +257,13 @@ def _plain_defaults(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if method == "inference":
         quant = given.get("quant", "bf16")
         precision = quant if quant in ("fp16", "fp32") else "bf16"
+        engine = "llama.cpp" if quant in GGUF_QUANTS[:-2] else "transformers"
+        engine = given.get("engine", engine)
+        if engine in ("vllm", "sglang"):
+            values["engine_memory"] = 0.9 if engine == "vllm" else 0.88
         return values | {
-            **{"precision": precision, "quant": quant, "context": 4096, "concurrency": 1},
+            **{"engine": engine, "quant": quant, "context": 4096, "concurrency": 1},
+            "precision": precision,
             "kv_cache": given.get("precision", precision),
         }
     tuning, batch = given.get("tuning", "full"), given.get("batch", 8)
@@ -305,6 +317,7 @@ _NEEDS = dict.fromkeys(
 ) | {
     "rollout_memory": "it is the share of an engine: add --rollout vllm or --rollout sglang",
     "rollout_sleep": "an engine can sleep: add --rollout vllm or --rollout sglang",
+    "engine_memory": "it is the share of a server: add --engine vllm or --engine sglang",
     "reward_precision": "there is no reward model of its own: choose one with --reward-model",
     "critic_tuning": "there is no critic of its own: choose one with --critic",
     "score_batch": "with --reference precomputed no pass is without gradients",

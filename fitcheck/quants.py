@@ -12,7 +12,7 @@ from math import prod
 
 from fitcheck.errors import FitCheckError
 from fitcheck.layouts import LAYOUTS
-from fitcheck.model import Model, Weight
+from fitcheck.model import Checkpoint, Model, Weight
 from fitcheck.plan import CHECKPOINT
 from fitcheck.weights import has_closed_form, has_weights, weights
 
@@ -52,7 +52,40 @@ def weight_bytes(model: Model, quant: str) -> int:
     if listed:
         return sum(_checkpoint(w, quant) * w.copies for w in weights(model))
     tied = model.tie_word_embeddings
-    return sum(_gguf(w, model, quant, tied) for w in weights(model))
+    return sum(sum(_gguf_copies(w, model, quant, tied)) for w in weights(model))
+
+
+@lru_cache(maxsize=1024)
+def gguf_parts(model: Model, quant: str) -> Checkpoint:
+    """Of a model as GGUF: the bytes of each layer, of its experts, of the embedding, in all.
+
+    As its own file has them, where one was read. FitCheckError where its tensors are not known.
+    """
+    if model.checkpoint is not None and quant == CHECKPOINT:
+        return model.checkpoint
+    if not has_closed_form(model):
+        raise FitCheckError(
+            f"{model.id}: its single tensors are not known, so {quant} cannot be computed",
+            "name a GGUF file of it instead: fitcheck check model.gguf",
+        )
+    layers, experts = [0] * model.num_layers, [0] * model.num_layers
+    tied, embedding = model.tie_word_embeddings, 0
+    for weight in weights(model):
+        sizes = _gguf_copies(weight, model, quant, tied)
+        if weight.kind == "embedding" and not tied:
+            embedding = sum(sizes)
+        if weight.kind in ("embedding", "position", "head", "tower") or weight.copies == 1:
+            continue
+        sparse = model.moe is not None and weight.copies == model.moe.moe_layers
+        first = model.num_layers - weight.copies if sparse else 0
+        many = max(1, weight.copies // model.num_layers)  # StableLM has a norm a head
+        for copy, size in enumerate(sizes):
+            layer = first + copy // many
+            layers[layer] += size
+            experts[layer] += size if weight.kind == "expert" else 0
+    total = weight_bytes(model, quant)
+    mixture = tuple(experts) if any(experts) else ()
+    return Checkpoint("gguf", total, ((quant, total),), quant, tuple(layers), mixture, embedding)
 
 
 def _checkpoint(weight: Weight, quant: str) -> int:
@@ -70,24 +103,26 @@ def _checkpoint(weight: Weight, quant: str) -> int:
     return round(elements * LINEAR[quant])
 
 
-def _gguf(weight: Weight, model: Model, quant: str, tied: bool) -> int:
-    """All copies of one tensor in a GGUF file."""
+def _gguf_copies(weight: Weight, model: Model, quant: str, tied: bool) -> list[int]:
+    """Each copy of one tensor in a GGUF file, from the first layer to the last."""
     elements = prod(weight.shape)
+    if quant in PLAIN:
+        return [elements * PLAIN[quant]] * weight.copies
     if weight.kind in ("norm", "bias", "router", "other") or len(weight.shape) < 2:
-        return 4 * elements * weight.copies
+        return [4 * elements] * weight.copies
     if weight.kind == "tower":
-        return 2 * elements * weight.copies
+        return [2 * elements] * weight.copies
     row = weight.shape[0] if LAYOUTS[model.model_type].conv1d else weight.shape[-1]
     kind = _part(weight, model, tied)
     type_of = MIXTURES.get(quant)
     if type_of is None:
         used = "q6_k" if kind == "output" and quant in ("q4_0", "q4_1", "q5_0", "q5_1") else quant
-        return _size(elements, row, used) * weight.copies
+        return [_size(elements, row, used)] * weight.copies
     heads = (model.num_attention_heads or 1) // (model.num_key_value_heads or 1)
-    return sum(
+    return [
         _size(elements, row, type_of(kind, layer, weight.copies, heads))
         for layer in range(weight.copies)
-    )
+    ]
 
 
 def _size(elements: int, row: int, kind: str) -> int:

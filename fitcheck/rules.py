@@ -141,7 +141,35 @@ def _check_flash(plan: Plan) -> None:
         )
 
 
+def _check_engine(plan: Plan) -> None:
+    """What each engine runs."""
+    held = plan.model.checkpoint if plan.quant == "checkpoint" else None
+    gguf = held.format == "gguf" if held else plan.quant[:2] in _GGUF
+    if gguf and plan.engine != "llama.cpp":
+        raise FitCheckError(
+            f"--engine {plan.engine} does not run GGUF's {plan.quant}", "use --engine llama.cpp"
+        )
+    plain = plan.quant in ("bf16", "fp16", "fp32")
+    if plan.engine == "llama.cpp" and not gguf and not plain:
+        raise FitCheckError(
+            f"--engine llama.cpp does not run {plan.quant}",
+            "use a type of GGUF, such as --quant q4_k_m, or --engine vllm",
+        )
+    caches = {"llama.cpp": ("fp8",), "vllm": ("q8_0", "q4_0", "fp32")}
+    caches["sglang"] = caches["vllm"]
+    if plan.kv_cache in caches.get(plan.engine, ()):
+        other = "q8_0" if plan.engine == "llama.cpp" else "fp8"
+        raise FitCheckError(
+            f"--engine {plan.engine} has no KV cache of {plan.kv_cache}",
+            f"use --kv-cache {other}, or leave it out",
+        )
+
+
+_GGUF = ("q8", "q6", "q5", "q4", "q3", "q2", "iq")  # how its types begin
+
+
 def _check_inference(plan: Plan) -> None:
+    _check_engine(plan)
     if plan.precision.endswith(("-mixed", "-autocast", "-master")):
         raise choice_error("precision", plan.precision, ("bf16", "fp16", "fp32"))
     if plan.quant in ("bf16", "fp16", "fp32") and plan.quant != plan.precision:

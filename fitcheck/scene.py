@@ -49,7 +49,7 @@ class Scene:
         plan = self.plan
         if kind == "weights" and plan.method == "inference":
             left = plan.quant in ("nf4", "int8") and role.stored == "plain"
-            return quantized(role, "bf16" if left else plan.quant)
+            return quantized(role, "bf16" if left else plan.quant, plan.engine)
         if shards.in_ram(plan, kind) and role.tuning:
             return ()
         number = shards.cards(plan, kind)

@@ -47,9 +47,14 @@ def stays(
 
 
 @lru_cache(maxsize=8192)
-def quantized(role: Role, quant: str) -> Terms:
+def quantized(role: Role, quant: str, engine: str = "transformers") -> Terms:
     """The weights of a model to run, in the type they are stored in."""
     model = role.model
+    if engine == "llama.cpp":  # rows of an embedding are looked up in RAM (llama-model.cpp)
+        held = quants.gguf_parts(model, quant)
+        why = f"{model.id}: {held.bytes:,} B in {quant}, tensor by tensor"
+        why += f"; the embedding's {held.embedding:,} B stay in RAM" if held.embedding else ""
+        return (Term("weights", role.name, held.bytes - held.embedding, why),)
     if quant in quants.PLAIN:
         size = memory.total(memory.weight_sizes(role))
         return (Term("weights", role.name, size, partial(memory.weights_why, role)),)

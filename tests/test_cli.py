@@ -177,7 +177,7 @@ PLAN_FLAGS = (
     *("minibatch", "score-batch", "epochs", "group", "ptx-batch", "reward-model"),
     *("reward-precision", "critic", "critic-tuning", "reference", "offload", "empty-cache"),
     *("rollout", "rollout-memory", "rollout-sleep", "recipe", "quant", "context"),
-    *("concurrency", "kv-cache"),
+    *("concurrency", "kv-cache", "engine", "engine-memory"),
 )
 FROZEN_FLAGS = {
     "check": {*PLAN_FLAGS, "help", "json", "markdown", "explain"},
