@@ -1,9 +1,10 @@
-"""What FSDP holds while a small model trains, by torch itself: python tests/fsdp_world.py.
+"""What FSDP and DDP hold while a small model trains, by torch: python tests/fsdp_world.py.
 
 Four ranks of torch's fake process group, of which this is the first: its collectives do nothing,
-but every buffer is there. Prints a JSON list with a row for each way to train: layers gathered at
-each kind of moment, at most; how many tensors of a layer's input's size are alive when the first
-layer is about to run again in backward; elements of the largest gradient joined of others.
+but every buffer is there. Prints JSON. `fsdp`: for each way to train, layers gathered at each kind
+of moment, at most; how many tensors of a layer's input's size are alive when the first layer is
+about to run again in backward; elements of the largest gradient joined of others. `ddp`: bytes of
+its buckets and of gradients, whether they are apart, and whether the buckets are kept.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import BackwardPrefetch, FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -146,11 +148,36 @@ def alive() -> int:
     return len(found)
 
 
+def ddp() -> dict[str, Any]:
+    """The buckets that DDP's communication hook is shown, in the third step."""
+    model = DistributedDataParallel(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WORDS)))
+    steps: list[dict[int, int]] = []
+
+    def seen(state, bucket):  # type: ignore[no-untyped-def]  # DDP compares annotations, not text
+        steps[-1][bucket.buffer().data_ptr()] = bucket.buffer().nbytes
+        done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    model.register_comm_hook(None, seen)
+    for _ in range(3):  # after the first step they are built anew
+        steps.append({})
+        model.zero_grad()
+        model(torch.randn(3, WIDTH)).sum().backward()
+    gradients = [p.grad.untyped_storage() for p in model.parameters()]
+    return {
+        "buckets": sum(steps[-1].values()),
+        "gradients": sum(storage.nbytes() for storage in gradients),
+        "apart": not {storage.data_ptr() for storage in gradients} & steps[-1].keys(),
+        "kept": steps[-1] == steps[-2],
+    }
+
+
 def main() -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     rows = [World(frozen, re).run() for frozen in (False, True) for re in (True, False, None)]
+    print(json.dumps({"fsdp": rows, "ddp": ddp()}))
     dist.destroy_process_group()
-    print(json.dumps(rows))
 
 
 if __name__ == "__main__":

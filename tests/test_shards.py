@@ -318,14 +318,27 @@ def test_a_dry_run_plays_one_card() -> None:
 
 
 @pytest.fixture(scope="module")
-def fsdp() -> list[dict[str, Any]]:
-    """What torch's FSDP holds, each way to train a model of six layers."""
+def torchs() -> dict[str, Any]:
+    """What torch's FSDP and DDP hold while small models train."""
     pytest.importorskip("torch")
     script = Path(__file__).with_name("fsdp_world.py")
     words = [sys.executable, "-W", "ignore", str(script)]
     found = subprocess.run(words, capture_output=True, text=True, check=True)
-    rows: list[dict[str, Any]] = json.loads(found.stdout.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return answer
+
+
+@pytest.fixture(scope="module")
+def fsdp(torchs: dict[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = torchs["fsdp"]
     return rows
+
+
+@pytest.mark.oracle
+def test_buckets_of_ddp_are_a_second_copy_of_gradients(torchs: dict[str, Any]) -> None:
+    ddp = torchs["ddp"]
+    assert ddp["buckets"] == ddp["gradients"] > 0
+    assert ddp["apart"] and ddp["kept"]
 
 
 def as_run(row: dict[str, Any]) -> Plan:
