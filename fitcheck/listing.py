@@ -45,6 +45,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     models.add_argument(
         "--aligned-by", choices=ALIGNED_BY, help="a method in the recipe that aligned the model"
     )
+    models.add_argument(
+        "--update", action="store_true", help="write rows for these Hub ids (in a checkout)"
+    )
     models.add_argument("--fits", action="store_true", help="only those that fit under a plan")
     add_plan_flags(models.add_argument_group("with --fits, the plan"))
     gpus = _parser(subparsers, "gpus", "list the GPUs of the catalog", list_gpus)
@@ -129,6 +132,11 @@ def _aligned_by(entry: Row, method: str) -> bool:
 
 def list_models(args: argparse.Namespace) -> int:
     """Print the models that match, with --fits only those that fit; 1 when there is none."""
+    if args.update:
+        from fitcheck.updating import update  # a contributor's, and none of an answer's
+
+        print("\n".join(update(args.words, args.family)))
+        return 0
     found, wishes = matching_models(args), plan_fields(args)
     if args.fits:
         return _list_fitting(found, wishes, args.json)
