@@ -311,7 +311,7 @@ def test_every_model_has_an_answer_or_a_reason(wishes: dict[str, Any]) -> None:
             continue
         answered += 1
         weights = sum(t.bytes for t in report.phases[0].terms if t.name == "weights")
-        masks = model.num_layers * model.max_position_embeddings**2  # gpt_neo's buffers
+        masks = model.num_layers * (model.max_position_embeddings or 0) ** 2  # gpt_neo's buffers
         more = masks if model.model_type == "gpt_neo" else 0
         tensors = memory.base_tensors(model, "lm")
         more += 2 * sum(prod(shape) * copies for shape, copies, _, in_fp32 in tensors if in_fp32)
