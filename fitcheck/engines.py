@@ -71,7 +71,7 @@ def compute_buffer(model: Model, cells: int, flash: bool) -> int:
 def llama_cpp(scene: Scene, rows: int) -> Iterator[Phase]:
     """All of it is there before the first token, and nothing comes later."""
     plan = scene.plan
-    cells = rows * pad(plan.context, CELLS)
+    cells = pad(plan.context, CELLS)  # each sequence's tokens see its own alone
     size = compute_buffer(plan.model, cells, plan.attention != "eager")
     buffer = Term("compute buffer", "policy", size, f"the largest node of a {MICRO}-token graph")
     terms = (*scene.resident("prefill"), *_cache(plan, rows), buffer)
@@ -158,8 +158,8 @@ def facts(plan: Plan, phases: tuple[Phase, ...]) -> list[str]:
     longest = _longest(plan, rows, pool)
     if sequences > 0 and longest > 0:
         found.append(
-            f"room for {sequences:,} sequences of {plan.context:,} tokens, or for {rows:,} of "
-            f"{longest:,}"
+            f"room for {sequences:,} x {plan.context:,} tokens of context, or "
+            f"{rows:,} x {longest:,}"
         )
     if plan.engine == "llama.cpp" and (best := best_quant(plan, spare)):
         found.append(f"the most bits a weight that fit here: --quant {best}")

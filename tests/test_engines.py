@@ -152,6 +152,8 @@ def test_room_is_what_fits() -> None:
     report = check("qwen3-8b", **knobs)
     (note,) = (n for n in report.notes if n.startswith("room for"))
     sequences = int(note.split()[2].replace(",", ""))
+    longest = int(note.split()[-1].replace(",", ""))
+    assert check("qwen3-8b", **(knobs | {"context": longest})).verdict == "fits"
     at_most = check("qwen3-8b", **knobs, concurrency=sequences)
     assert at_most.verdict == "fits"
     assert check("qwen3-8b", **knobs, concurrency=sequences + 1).verdict == "does-not-fit"

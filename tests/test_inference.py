@@ -78,6 +78,7 @@ def test_4_bit_weights_are_never_whole_on_the_card() -> None:
         *(({"quant": q}, "--quant", "transformers engine") for q in ("q4_k_m", "awq", "fp8")),
         *(({"quant": q}, "--quant", "transformers engine") for q in ("gptq", "mxfp4", "q8_0")),
         *(({"kv_cache": k}, "--kv-cache", "in bf16") for k in ("fp8", "q8_0", "q4_0", "fp32")),
+        *(({"engine": e}, "--engine", "transformers alone") for e in ("llama.cpp", "vllm")),
     ],
 )
 def test_what_transformers_does_not_run(wishes: dict[str, Any], flag: str, said: str) -> None:

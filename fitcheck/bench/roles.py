@@ -119,6 +119,11 @@ def build(plan: Plan, device: torch.device, attn_implementation: str | None = No
 
 def _check_engine(plan: Plan) -> None:
     """What transformers itself cannot run is not to be played with it."""
+    if plan.engine != "transformers" and plan.quant in TRANSFORMERS_QUANTS:
+        raise FitCheckError(
+            f"--engine {plan.engine} is not for a dry run, which plays transformers alone",
+            "leave it out; or the estimate: fitcheck check",
+        )
     if plan.quant not in TRANSFORMERS_QUANTS:
         raise FitCheckError(
             f"--quant {plan.quant} is not for a dry run, which plays the transformers engine alone",
