@@ -150,7 +150,7 @@ class Scene:
                 moments += tuple(self._joined(who, how, backward, stays))
             yield Phase(phase, moments)
         size, why = memory.step_temporary(who, plan.optimizer, self.master)
-        size = -(-size // shards.cards(plan, "optimizer states"))
+        size = shards.stepped_at_once(plan, who, size)
         if "optimizer" in plan.offload:
             size, why = 0, "the optimizer runs on the CPU"
         temporary = Term("optimizer temporary", role, size, why)

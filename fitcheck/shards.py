@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from math import prod
 from typing import NamedTuple
 
 from fitcheck import memory
@@ -28,6 +29,7 @@ NCCL = 512 * MIB
 # allgather_bucket_size takes nothing: weights are gathered in place (runtime/utils.py,
 # all_gather_dp_groups).
 REDUCE_BUCKET = 500_000_000
+SUB_GROUP = 1_000_000_000  # sub_group_size: stage 3 steps so much of a card's share at a time
 LIVE_PARAMETERS = 1_000_000_000  # stage3_max_live_parameters; prefetching stays within it
 
 STATES, GRADIENTS, WEIGHTS = "optimizer states", "gradients", "weights"
@@ -40,6 +42,15 @@ SPLIT = {  # ZeRO's stages (arXiv 1910.02054, figure 1); FSDP's FULL_SHARD is th
 def cards(plan: Plan, kind: str) -> int:
     """Among how many cards weights, gradients or optimizer states are split; 1: each holds all."""
     return plan.gpus if kind in SPLIT[plan.sharding] else 1
+
+
+def stepped_at_once(plan: Plan, role: Role, size: int) -> int:
+    """Of the `size` bytes that a whole step needs beside the states, those that a card needs."""
+    share = -(-size // cards(plan, STATES))
+    if plan.sharding != "zero3":
+        return share
+    elements = sum(prod(shape) * copies for shape, copies, _, _ in memory.trained(role))
+    return min(share, -(-size * SUB_GROUP // max(1, elements)))
 
 
 def gathers(plan: Plan) -> bool:

@@ -80,7 +80,8 @@ def estimated() -> list[tuple[int, int, int, int, bool]]:
 def ours(name: str, stage: int, cards: int, offload: bool) -> int:
     """What the estimator counts: weights, states, gradients in 16 bits and, for the step, in 32.
 
-    For ZeRO-3 it takes the largest layer twice, gathered and as the gradients of its backward, and
+    For ZeRO-3 it takes the largest layer twice, gathered and as the gradients of its backward; it
+    has all fp32 gradients at once, where stage 3 steps a sub-group of 1e9 elements at a time; it
     leaves out the 16-bit gradients, for which stage 3 has a buffer (grad_partitions_flat_buffer).
     """
     wishes = {"offload": ("optimizer",)} if offload else {}
@@ -93,6 +94,8 @@ def ours(name: str, stage: int, cards: int, offload: bool) -> int:
     if stage == 3:
         size += 2 * named(report, "update.backward", "unsharded block")
         size -= named(report, "update.step", "gradients")
+        share = p.model.params // cards
+        size += 0 if offload else 4 * max(0, share - 1_000_000_000)
     return size
 
 
