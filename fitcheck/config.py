@@ -105,7 +105,12 @@ def model_from(config: Mapping[str, Any], name: str, source: str = "config.json"
     """
     c = Reader(config, name)
     if c.table is None:
-        return _sibling(c, name, source)
+        if found := _sibling(c, name, source):
+            return found
+        raise FitCheckError(
+            f"{name}: the architecture {str(c.top.get('model_type'))[:60]!r} is not understood",
+            "choose a model that `fitcheck models` lists, or one built like it",
+        )
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
     layers, vocab = c.size("num_hidden_layers"), c.size("vocab_size")
     kv_heads = _kv_heads(c, heads)
@@ -321,7 +326,13 @@ def _dense(c: Reader, layers: int) -> int:
 SAME = ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads")
 
 
-def _sibling(c: Reader, name: str, source: str) -> Model:
+def is_unknown(config: Mapping[str, Any], name: str) -> bool:
+    """Whether neither a closed form nor a row of the catalog tells the tensors of a config."""
+    c = Reader(config, name)
+    return c.table is None and _sibling(c, name, "") is None
+
+
+def _sibling(c: Reader, name: str, source: str) -> Model | None:
     """A row of the catalog of that architecture and those sizes, under this name."""
     shown = c.top.get("model_type")
     if not isinstance(shown, str):
@@ -335,10 +346,7 @@ def _sibling(c: Reader, name: str, source: str) -> Model:
                     row, id=name, name=name.rpartition("/")[2], status="config", sources=(source,),
                     checked=f"its config has the sizes of {row.id}", sibling=row.sibling or row.id,
                 )  # fmt: skip
-    raise FitCheckError(
-        f"{name}: the architecture {shown[:60]!r} is not understood",
-        "choose a model that `fitcheck models` lists, or one built like it",
-    )
+    return None
 
 
 def _shown(value: Any) -> str:

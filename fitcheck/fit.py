@@ -32,7 +32,9 @@ def fit(plan: Plan, error: Error | None = None, seconds: bool = True) -> Report:
         if model is not None and (why := covered(model, tuning, plan.lora_targets or "all-linear")):
             raise FitCheckError(
                 f"{model.id}: the estimate does not cover {why}",
-                "choose another model; `fitcheck models` marks what is covered",
+                "`fitcheck dryrun` traces it, where torch is installed"
+                if model.is_read
+                else "choose another model; `fitcheck models` marks what is covered",
             )
     found = phases(plan)
     if seconds:

@@ -13,16 +13,19 @@ import json
 import mmap
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from fitcheck import checkpoint
 from fitcheck.checkpoint import Tensor, corrupt, half, safetensors_header, weighed
-from fitcheck.config import model_from
+from fitcheck.config import is_unknown, model_from
 from fitcheck.errors import FitCheckError
 from fitcheck.gguf import LONGEST, gguf_header, gguf_model
 from fitcheck.model import Model
@@ -140,7 +143,7 @@ def _of(
     config: Any, name: str, small: Small, headers: Headers, has: Callable[[str], bool]
 ) -> Model:
     """The Model of a config, its count held against the headers where there are any."""
-    model = model_from(config, name)
+    model = _understood(config, name)
     quantization = config.get("quantization_config") or {}
     quantization = quantization if isinstance(quantization, dict) else {}
     if has(WEIGHTS):
@@ -159,6 +162,31 @@ def _of(
     with ThreadPoolExecutor(8) as pool:
         tensors = [tensor for rows in pool.map(headers, files) for tensor in rows]
     return weighed(model, tensors, quantization)
+
+
+def _understood(config: Any, name: str) -> Model:
+    """The Model of a config, where no formula covers it by transformers' class in a process."""
+    if not is_unknown(config, name) or not (find_spec("torch") and find_spec("transformers")):
+        return model_from(config, name)
+    command = [sys.executable, "-m", "fitcheck.bench", "understand"]
+    asked = json.dumps({"name": name, "config": config})
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    try:
+        run = subprocess.run(
+            command, input=asked, capture_output=True, encoding="utf-8", timeout=120, env=offline
+        )
+    except subprocess.TimeoutExpired as fault:
+        raise FitCheckError(f"{name}: its config builds no model in 120 s", "") from fault
+    told: dict[str, Any] = next(
+        (json.loads(line) for line in run.stdout.splitlines() if line[:1] == "{"), {}
+    )
+    if "row" in told:
+        return Model.from_json(told["row"])
+    last = (run.stderr.strip().splitlines() or ["no message"])[-1][:200]
+    raise FitCheckError(
+        told.get("error", f"{name}: its config builds no model: {last}"),
+        told.get("hint", "compare it with the model's page on the Hub"),
+    )
 
 
 def _adapted(config: Any, name: str, headers: Headers, anywhere: bool) -> Model:
@@ -219,7 +247,7 @@ def remote(text: str) -> Model:
         folder = Path(hf_hub_download(repo, "config.json", revision=rev, local_files_only=True))
         kept = {file.name for file in folder.parent.glob("*.safetensors")}
         if here_only and not kept:
-            model = model_from(config, text)
+            model = _understood(config, text)
             return replace(model, note="the Hub was not asked: its cached config.json alone")
 
         def headers(name: str) -> list[Tensor]:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterable
 
+from fitcheck.errors import FitCheckError
 from fitcheck.fit import fit
 from fitcheck.pace import cell, pace
 from fitcheck.plan import Plan
@@ -264,7 +265,11 @@ def in_plain_bf16(plan: Plan) -> str:
     """What the same run takes with everything in 16 bits, the figure that peers often mean."""
     if plan.method == "inference" or plan.precision == "bf16":
         return ""
-    return f"; plain bf16 would take {gib(fit(plan.change(precision='bf16')).peak_bytes)} GiB"
+    try:
+        plain = fit(plan.change(precision="bf16"))
+    except FitCheckError:  # a dry run of what the estimate does not cover
+        return ""
+    return f"; plain bf16 would take {gib(plain.peak_bytes)} GiB"
 
 
 def rung(report: Report) -> str:

@@ -14,7 +14,7 @@ import pytest
 from checkpoints import LLAMA, folder, safetensors, tensors_of
 from hub_server import COMMIT, serving
 
-from fitcheck import catalog, check
+from fitcheck import catalog, check, resolve
 from fitcheck.answer import find_model, plan_from
 from fitcheck.errors import FitCheckError
 from fitcheck.hub import is_hub_id, read
@@ -146,7 +146,7 @@ def test_without_headers_the_config_alone_is_counted_and_said_so(answers: Any) -
         ("org/tiny@nowhere", "no revision nowhere", "branch"),
         ("org/gguf", "GGUF", "hf download org/gguf tiny-Q4_K_M.gguf"),
         ("org/bare", "no config.json", "transformers"),
-        ("org/odd", "'never-heard-of' is not understood", "fitcheck models"),
+        ("org/odd", "not understood", "fitcheck models"),
         ("org/nojson", "no JSON", "again"),
         ("org/escape", "passwd", "again"),
         ("org/climbing", "no Hub id", "base"),
@@ -353,3 +353,35 @@ def test_no_other_text_is_a_hub_id(name: str) -> None:
 def test_reading_a_hub_model_leaves_catalog_tensors_alone(tiny: Path) -> None:
     model = read(str(tiny))
     assert sum(weight.params for weight in weights(model)) == model.params
+
+
+@pytest.mark.oracle
+def test_an_unknown_architecture_is_built_on_meta_and_traced(tmp_path: Path) -> None:
+    """Helium is in transformers and in no formula; by hand as Llama's, its head of its own."""
+    config = LLAMA | {"model_type": "helium", "head_dim": 16}
+    for name, content in folder(LLAMA, **{"config.json": json.dumps(config).encode()}).items():
+        (tmp_path / name).write_bytes(content)
+    model = read(str(tmp_path))
+    assert (model.params, model.status) == (PARAMS, "headers")
+    assert sum(weight.params for weight in weights(model)) == PARAMS
+    kinds = {(w.name, w.kind) for w in weights(model)}
+    assert {("embed_tokens", "embedding"), ("self_attn.q_proj", "linear")} <= kinds
+    assert {("input_layernorm", "norm"), ("lm_head", "head")} <= kinds
+    with pytest.raises(FitCheckError) as fault:
+        check(model, gpu="4090", method="sft")
+    assert "fitcheck dryrun" in fault.value.hint
+    plan = resolve(model, gpu="4090", method="sft", sequence=64)
+    told = subprocess.run(
+        [sys.executable, "-m", "fitcheck.bench", "dryrun"],
+        input=json.dumps(plan.to_json()), capture_output=True, encoding="utf-8", cwd=ROOT,
+    )  # fmt: skip
+    report = json.loads(told.stdout.splitlines()[-1])["report"]
+    assert report["peak_bytes"] > 16 * PARAMS  # bf16-mixed: fp32 weights, gradients, two states
+
+
+@pytest.mark.oracle
+def test_what_the_class_refuses_is_an_error(tmp_path: Path) -> None:
+    config = LLAMA | {"model_type": "helium", "hidden_size": "many"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FitCheckError):
+        read(str(tmp_path))

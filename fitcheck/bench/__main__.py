@@ -38,11 +38,15 @@ def main() -> int:
     one.add_argument("--limit", type=int)
     one.add_argument("--weights")
     one.set_defaults(run=measured)
+    verbs.add_parser("understand").set_defaults(run=None)
     args = parser.parse_args()
     sys.stdout = sys.stderr  # what libraries print is no answer
     if args.verb == "measure":  # before torch is imported, which takes seconds
         signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     try:
+        if args.verb == "understand":
+            say(row=understood(json.load(sys.stdin)))
+            return 0
         report = args.run(plan_from(json.load(sys.stdin)), args)
     except FitCheckError as fault:
         say(error=fault.message, hint=fault.hint)
@@ -52,6 +56,13 @@ def main() -> int:
         return 2
     say(report=report)
     return 0
+
+
+def understood(asked: dict[str, Any]) -> dict[str, Any]:
+    """The row of a config whose architecture no formula covers."""
+    from fitcheck.bench.unknown import row_of
+
+    return row_of(asked["config"], asked["name"])
 
 
 def traced(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
