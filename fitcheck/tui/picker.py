@@ -288,8 +288,13 @@ class Pick(Page):
         return [[Span(words, "title bold"), Span(what, "title")]]
 
     def on_picker_chosen(self, message: Picker.Chosen) -> None:
-        self.dismiss(message.candidate)
+        if self.is_current:  # a second enter came before the first was heeded
+            self.dismiss(message.candidate)
 
     def action_enter(self) -> None:
         picker = self.query_one(Picker)
         picker.choose(picker.at)
+
+    def action_scroll(self, lines: int) -> None:
+        """Without the search in focus the same keys choose a row."""
+        self.query_one(Picker).action_move(lines)
