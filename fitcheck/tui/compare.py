@@ -119,6 +119,8 @@ class Compare(Page):
 
     def action_open(self) -> None:
         """Make the chosen column the plan as it is; undo leads back."""
+        if not self.is_current:  # a second enter
+            return
         plan = self.plans()[self.at]
         self.dismiss()
         self.fitcheck.attempt(lambda: plan, self.fitcheck.card_of(plan))

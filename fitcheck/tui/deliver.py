@@ -65,5 +65,7 @@ class Export(Page):
     def action_deliver(self, kind: str) -> None:
         """Write the file; of the picture, of the screen below this one."""
         app = self.fitcheck
+        if not self.is_current:  # a second key
+            return
         self.dismiss()
         app.call_after_refresh(lambda: app.deliver(kind))

@@ -95,6 +95,11 @@ class Page(Screen[Any]):
         """What the page shows."""
         raise NotImplementedError
 
+    async def action_dismiss(self, result: Any = None) -> None:
+        """Back, once: a second escape may come before the first was heeded."""
+        if self.is_current:
+            await super().action_dismiss(result)
+
     def action_scroll(self, lines: int) -> None:
         page = self.query_one("#page", Lines)
         page.scroll_relative(y=lines, animate=False)

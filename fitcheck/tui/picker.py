@@ -96,6 +96,8 @@ class Picker(Container):
             self.call_after_refresh(self.load)
 
     def load(self) -> None:
+        if not self.query(Rows):
+            return
         self.all = self.found = candidates(self.plan, self.field)
         noun = {"model": "models", "gpu": "GPUs"}.get(self.field, "values")
         self.query_one(Input).placeholder = f"/ search {len(self.all)} {noun}"
@@ -122,7 +124,8 @@ class Picker(Container):
             lines.redraw()
 
     def reveal(self) -> None:
-        self.query_one(Rows).reveal(self.at)
+        for rows in self.query(Rows):  # none once the screen was left
+            rows.reveal(self.at)
 
     def _here(self) -> int:
         """The row of what the plan has now."""
@@ -169,13 +172,15 @@ class Picker(Container):
 
     def action_move(self, rows: int) -> None:
         self.at = max(0, min(len(self.found) - 1, self.at + rows))
-        self.query_one(Rows).redraw()
+        self.redraw()
         self.reveal()
 
     @work(exclusive=True, group="judge")
     async def judge(self) -> None:
         """Judge what is not judged yet: in view first, a slice at a time."""
         await asyncio.sleep(PAUSE)
+        if not self.query(Rows):
+            return
         lines = self.query_one(Rows)
         top, height = lines.scroll_offset.y, max(1, lines.size.height)
         in_view = self.found[top : top + height]
