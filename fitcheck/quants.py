@@ -200,14 +200,18 @@ def _q2_k(part: str, layer: int, layers: int, heads: int) -> str:
         return "q6_k"
     if part == "v":
         return "q4_k" if heads >= 4 else "q3_k"
-    return "q3_k" if part in ("down", "out", "qkv") else "q2_k"
+    return "q3_k" if part in ("down", "out") else "q2_k"
 
 
-def _iq4_xs(part: str, layer: int, layers: int, heads: int) -> str:
+def _iq4(base: str) -> Callable[[str, int, int, int], str]:
     """With an importance matrix; without one, `down` of the first eighth is q5_k."""
-    if part == "output":
-        return "q6_k"
-    return "q5_k" if part == "v" and heads >= 4 else "iq4_xs"
+
+    def rule(part: str, layer: int, layers: int, heads: int) -> str:
+        if part == "output":
+            return "q6_k"
+        return "q5_k" if part == "v" and heads >= 4 else base
+
+    return rule
 
 
 MIXTURES: dict[str, Callable[[str, int, int, int], str]] = {
@@ -219,5 +223,6 @@ MIXTURES: dict[str, Callable[[str, int, int, int], str]] = {
     "q3_k_m": _q3_k("m", lambda layer, layers: "q5_k" if layer < layers // 16 else "q4_k", "q4_k"),
     "q3_k_s": _q3_k("s", lambda layer, layers: "q3_k", "q3_k"),
     "q2_k": _q2_k,
-    "iq4_xs": _iq4_xs,
+    "iq4_xs": _iq4("iq4_xs"),
+    "iq4_nl": _iq4("iq4_nl"),
 }
