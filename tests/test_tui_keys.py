@@ -79,7 +79,8 @@ def test_two_thousand_random_keys(
         await settle(pilot)
         consistent(pilot.app, size)
         while pilot.app.past:
-            await press(pilot, "escape", "u")
+            pilot.app.action_undo()
+        await press(pilot)
         assert pilot.app.view.plan == question()
 
     drive(script, size)
