@@ -16,6 +16,7 @@ from hub_server import COMMIT, serving
 
 from fitcheck import catalog, check, resolve
 from fitcheck.answer import find_model, plan_from
+from fitcheck.config import model_from
 from fitcheck.errors import FitCheckError
 from fitcheck.hub import is_hub_id, read
 from fitcheck.weights import weights
@@ -286,6 +287,34 @@ def test_a_quantized_checkpoint_is_unpacked_to_its_parameters(
     report = check(str(tiny), gpu="4090", method="inference")
     terms = {t.name: t.bytes for t in report.phases[0].terms}
     assert terms["weights"] == bytes_of
+
+
+def test_mxfp4_experts_are_unpacked(tmp_path: Path) -> None:
+    """gpt-oss: blocks of 32 numbers in 16 bytes, and an exponent each."""
+    config = LLAMA | {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2}
+    config |= {"head_dim": 16, "intermediate_size": 64}
+    expected, shapes = model_from(config, "x"), dict[str, Any]()
+    for weight in weights(expected):
+        for layer in range(weight.copies):
+            name = f"model.layers.{layer}.{weight.name}"
+            name = name if weight.copies > 1 else f"model.{weight.name}.weight"
+            name = "lm_head.weight" if weight.kind == "head" else name
+            if weight.kind == "expert":
+                experts, inputs, outputs = weight.shape
+                blocks = (experts, outputs, inputs // 32)
+                shapes |= {
+                    f"{name}_blocks": ("U8", (*blocks, 16)),
+                    f"{name}_scales": ("U8", blocks),
+                }
+            else:
+                shapes[name] = ("BF16", weight.shape)
+    (tmp_path / "model.safetensors").write_bytes(safetensors(shapes))
+    quantization = {"quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "config.json").write_text(json.dumps(config | quantization))
+    model = read(str(tmp_path))
+    assert (model.params, model.status) == (expected.params, "headers")
+    assert model.checkpoint and model.checkpoint.quantization == "mxfp4"
+    assert sum(model.checkpoint.experts) > 0
 
 
 def test_headers_that_contradict_the_config_are_a_doubt(tiny: Path) -> None:
