@@ -18,7 +18,7 @@ from typing import Any
 from fitcheck.checkpoint import Tensor, corrupt, half, summary
 from fitcheck.config import model_from
 from fitcheck.errors import FitCheckError
-from fitcheck.layouts import LAYOUTS
+from fitcheck.layouts import LAYOUTS, LLAMA
 from fitcheck.model import Model
 
 # ggml type -> (name, elements of a block, bytes of a block), ggml-common.h and ggml.c
@@ -43,6 +43,11 @@ ARCHITECTURES = {
     **{"hunyuan-moe": "hunyuan_v1_moe", "minimax-m2": "minimax_m2", "exaone-moe": "exaone_moe"},
     **{"qwen2vl": "qwen2", "qwen3vl": "qwen3", "qwen3vlmoe": "qwen3_moe", "mistral3": "mistral"},
 }
+# ... of hybrids, which are understood as the catalog's row of the same sizes
+ARCHITECTURES |= {"qwen3next": "qwen3_next", "falcon-h1": "falcon_h1", "kimi-linear": "kimi_linear"}
+ARCHITECTURES |= {"granitehybrid": "granitemoehybrid", "nemotron_h_moe": "nemotron_h"}
+ARCHITECTURES |= {"qwen35": "qwen3_5", "qwen35moe": "qwen3_5_moe", "lfm2moe": "lfm2_moe"}
+ARCHITECTURES |= {"gemma3n": "gemma3n_text", "glm-dsa": "glm_moe_dsa"}
 FIXED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value
 FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q"}
 FORMATS |= {11: "<q", 12: "<d"}
@@ -165,6 +170,9 @@ def gguf_model(metadata: Mapping[str, Any], tensors: Sequence[Tensor], name: str
     count = sum(prod(t.shape) for t in tensors if _is_parameter(t.name, model))
     checked = "the tensors in the file have as many parameters as the closed form"
     model = replace(model, checkpoint=found)
+    if towers := model.params_vision_audio:  # they are a file of their own (mmproj)
+        own = tuple(t for t in model.tensors or () if t.kind != "tower") or None
+        model = replace(model, params=model.params - towers, params_vision_audio=None, tensors=own)
     if count == model.params:
         return replace(model, status="headers", checked=checked)
     note = f"the file has {count:,} parameters, the closed form {model.params:,}"
@@ -173,7 +181,7 @@ def gguf_model(metadata: Mapping[str, Any], tensors: Sequence[Tensor], name: str
 
 def _is_parameter(name: str, model: Model) -> bool:
     """Whether transformers counts this tensor; not tables of frequencies, nor prediction blocks."""
-    if "exp_probs_b" in name and not LAYOUTS[model.model_type].router_bias:
+    if "exp_probs_b" in name and not LAYOUTS.get(model.model_type, LLAMA).router_bias:
         return False  # a buffer there
     layer = re.match(r"blk\.(\d+)\.", name)
     if layer and int(layer[1]) >= model.num_layers:

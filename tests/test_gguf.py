@@ -12,9 +12,10 @@ import pytest
 from checkpoints import LLAMA
 
 from fitcheck import catalog, check
+from fitcheck.checkpoint import Tensor
 from fitcheck.config import model_from
 from fitcheck.errors import FitCheckError
-from fitcheck.gguf import ARCHITECTURES, TYPES, gguf_header
+from fitcheck.gguf import ARCHITECTURES, TYPES, gguf_header, gguf_model
 from fitcheck.hub import read
 from fitcheck.quants import BLOCKS
 from fitcheck.weights import weights
@@ -161,3 +162,37 @@ def test_a_catalog_model_has_no_files(tiny: Path) -> None:
     assert catalog.find_model("qwen3-8b").checkpoint is None
     with pytest.raises(FitCheckError, match="quant"):
         check("qwen3-8b", gpu="4090", method="inference", quant="checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "qwen3next"),
+        ("tiiuae/Falcon-H1-0.5B-Instruct", "falcon-h1"),
+        ("ai21labs/Jamba-v0.1", "jamba"),
+    ],
+)
+def test_a_hybrid_file_is_the_catalog_row_of_its_sizes(name: str, kind: str) -> None:
+    row = catalog.find_model(name)
+    metadata = {
+        "general.architecture": kind,
+        f"{kind}.block_count": row.num_layers,
+        f"{kind}.embedding_length": row.hidden_size,
+        f"{kind}.attention.head_count": row.num_attention_heads,
+        f"{kind}.feed_forward_length": row.intermediate_size,
+    }
+    embedding = row.vocab_size * row.hidden_size
+    rest = row.params - embedding - (0 if row.tie_word_embeddings else embedding)
+    shape = (row.hidden_size, row.vocab_size)
+    tensors = [
+        Tensor("token_embd.weight", "q8_0", shape, embedding // 32 * 34),
+        Tensor("blk.0.all.weight", "q8_0", (rest,), rest // 32 * 34),
+    ]
+    if not row.tie_word_embeddings:
+        tensors.append(Tensor("output.weight", "q8_0", shape, embedding // 32 * 34))
+    found = gguf_model(metadata, tensors, "x.gguf")
+    assert (found.status, found.params, found.tensors) == ("headers", row.params, row.tensors)
+    assert found.kv_cache_groups == row.kv_cache_groups
+    metadata[f"{kind}.embedding_length"] += 1
+    with pytest.raises(FitCheckError, match="not understood"):
+        gguf_model(metadata, tensors, "x.gguf")
