@@ -192,3 +192,16 @@ def test_the_words_of_other_programs_are_told() -> None:
     (note,) = (n for n in report.notes if n.startswith("llama.cpp:"))
     assert "-c 65536 -np 2 -ngl 37" in note
     assert "num_ctx 32768" in note and "LM Studio: Context Length 32768" in note
+
+
+def test_the_pages_of_a_vllm_log() -> None:
+    """Qwen3-0.6B, 0.8 of 79.19 GiB: weights 1.12 GiB, a pool of 61.84, 36,184 blocks of 16."""
+    asked = plan("Qwen/Qwen3-0.6B", engine="vllm", engine_memory=0.8, context=8192)
+    weights = {
+        t.name: t.bytes for t in check(asked.model, gpu="4090", method="inference").phases[0].terms
+    }
+    assert weights["weights"] / 2**30 == pytest.approx(1.12, abs=0.01)
+    block = cache_bytes(asked, 1, 16)
+    assert 61.84 * 2**30 / block == pytest.approx(36_184, abs=3)  # the pool is told to 5 MiB
+    most = 36_184 * block / cache_bytes(asked, 1, 8192)
+    assert most == pytest.approx(70.67, abs=0.01)  # "Maximum concurrency for 8192 tokens"
