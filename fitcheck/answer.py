@@ -92,9 +92,9 @@ def find_model(text: str) -> Model:
 
 
 def _read(text: str, fault: FitCheckError | None = None) -> Model:
-    from fitcheck import hub  # no name of the catalog waits for it
+    from fitcheck import folder, hub  # no name of the catalog waits for it
 
-    if fault and not (hub.is_hub_id(text) or os.path.isdir(text)):
+    if fault and not (folder.is_hub_id(text) or os.path.isdir(text)):
         raise fault
     return hub.read(text)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from fitcheck import catalog, files
 from fitcheck.errors import FitCheckError
-from fitcheck.hub import is_hub_id, read
+from fitcheck.folder import is_hub_id
+from fitcheck.hub import read
 from fitcheck.model import Model
 
 INDEXED = ("id", "name", "family", "file", "model_type", "params", "release_date", "license")

@@ -22,8 +22,9 @@ from fitcheck import catalog
 from fitcheck.checkpoint import safetensors_header, shards, weighed
 from fitcheck.config import NAMES, model_from
 from fitcheck.errors import FitCheckError
+from fitcheck.folder import is_hub_id
 from fitcheck.gguf import ARCHITECTURES, gguf_header, gguf_model
-from fitcheck.hub import is_hub_id, local
+from fitcheck.hub import local
 from fitcheck.model import Model
 from fitcheck.weights import has_weights, weights
 

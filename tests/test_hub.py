@@ -18,7 +18,8 @@ from fitcheck import catalog, check, resolve
 from fitcheck.answer import find_model, plan_from
 from fitcheck.config import model_from
 from fitcheck.errors import FitCheckError
-from fitcheck.hub import is_hub_id, read
+from fitcheck.folder import is_hub_id
+from fitcheck.hub import read
 from fitcheck.weights import weights
 
 ROOT = Path(__file__).parent.parent
