@@ -20,6 +20,7 @@ import peft
 import torch
 import transformers
 
+from fitcheck import coefficients
 from fitcheck.catalog import find_model, model_entries
 from fitcheck.decoder import covered
 from fitcheck.errors import FitCheckError
@@ -28,6 +29,7 @@ from tests.agreement import METHODS, REGIMES, Agreement, agreement, plan_of
 
 TABLE = Path(__file__).parent.parent / "docs" / "accuracy.md"
 LAYERS = 3
+LARGEST = 10e9  # parameters of a model that is traced whole, since its layers are of several kinds
 PAIRS = ("gpt_neo",)  # whose layers come in pairs: two of them
 
 
@@ -57,10 +59,14 @@ def knobs_of(name: str) -> Iterator[dict[str, Any]]:
 def compared(name: str) -> tuple[list[Agreement], dict[str, str]]:
     """What was compared, and why the rest was not: {message: first plan}."""
     found: list[Agreement] = []
-    if why := covered(find_model(name)):
+    model = find_model(name)
+    if why := covered(model):
         return found, {f"the estimate does not cover {why}": "any plan"}
+    whole = coefficients.is_traced(model)
+    if whole and model.params > LARGEST:
+        return found, {f"{name} is too large to be traced whole here": "any plan"}
     refused: dict[str, str] = {}
-    layers = 2 if find_model(name).model_type in PAIRS else LAYERS
+    layers = 0 if whole else 2 if model.model_type in PAIRS else LAYERS
     for knobs in knobs_of(name):
         try:
             found.append(agreement(plan_of(name, layers, knobs)))

@@ -103,8 +103,9 @@ def shortened(name: str, layers: int) -> Model:
 
 
 def plan_of(name: str, layers: int, knobs: dict[str, Any]) -> Plan:
-    """The plan of a shortened model on an A100."""
-    return Plan(model=shortened(name, layers), gpu=find_gpu(CARD), **knobs)
+    """The plan of a model on an A100, shortened to so many layers; 0: the whole of it."""
+    model = shortened(name, layers) if layers else find_model(name)
+    return Plan(model=model, gpu=find_gpu(CARD), **knobs)
 
 
 def _allocated(report: Report) -> dict[str, int]:
