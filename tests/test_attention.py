@@ -109,7 +109,7 @@ def test_math_path_computes_attention() -> None:
     """Its code is our own: on real numbers it agrees with PyTorch."""
     query, key, value = torch.randn(3, 2, 4, 6, 8).unbind()
     key, value = key[:, :2], value[:, :2]
-    ours = attention._math(query, key, value, None, 0.0, True, None)
+    ours = attention._math(query, key, value, None, 0.0, True, None, True)
     want = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     assert torch.allclose(ours, want, atol=1e-6)
 

@@ -9,6 +9,7 @@ import pytest
 from fitcheck import catalog
 from fitcheck.activations import Shape, training_cost, update_stages
 from fitcheck.decoder import covered
+from fitcheck.flows import FLOWS
 from fitcheck.kernels import Call, Card, attention_backward, attention_forward, reduction
 from fitcheck.model import Model
 from fitcheck.ops import Setting
@@ -248,7 +249,7 @@ def sum_of_layer(model: Model) -> int:
 def smallest() -> list[Model]:
     found: dict[str, Model] = {}
     for model in sorted((m for m in catalog.models() if m.is_verified), key=lambda m: m.params):
-        if not covered(model):
+        if not covered(model) and model.model_type in FLOWS:
             found.setdefault(model.model_type, model)
     return list(found.values())
 
