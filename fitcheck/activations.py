@@ -135,21 +135,26 @@ def inference_peak(model: Model, setting: Setting, shape: Shape, head: str) -> t
     """In a pass without gradients: casts of the layers' weights that stay, and beside them the
     largest working memory of the layers, of the head."""
     casts = largest = 0
-    for count, kind, piece in groups(model, setting, shape.length):
+    later = _streaming(model, setting)
+    for count, kind, piece in groups(model, later, shape.length):
         peak, cached = forward_peak(model, kind, shape, piece)
         largest = max(largest, peak - cached)
         casts += count * cached
     # The model's own code keeps the embedded tokens to its end (inputs_embeds).
     embedded = shape.tokens * model.embedding_width * setting.stream if model.num_layers > 1 else 0
-    head_peak, _ = forward_peak(model, _streaming(model, setting), shape, head)
+    head_peak, _ = forward_peak(model, later, shape, head)
     return casts, largest + embedded, head_peak
 
 
+@lru_cache(maxsize=8192)
 def _streaming(model: Model, setting: Setting) -> Setting:
-    """The setting of the head: some layers hand fp32 on."""
-    if not coefficients.is_traced(model):
-        return setting
-    return setting._replace(stream=coefficients.stream(model, setting))
+    """The setting of all layers but the first, and of the head: some layers hand fp32 on."""
+    if coefficients.is_traced(model):
+        return setting._replace(stream=coefficients.stream(model, setting))
+    tape = Tape(grad=False)
+    block = Decoder(tape, model, setting, 1, 1)
+    x = tape.new(model.hidden_size * setting.stream, setting.stream)
+    return setting._replace(stream=block.layer(x).size)
 
 
 class Layers(NamedTuple):
