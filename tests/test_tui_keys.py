@@ -12,6 +12,7 @@ import pytest
 from rich.cells import cell_len
 from screen import drive, press, question, settle, text
 from terminal import Terminal
+from textual.events import Key
 from textual.pilot import Pilot
 
 from fitcheck import catalog, fit, timings
@@ -55,14 +56,18 @@ async def said(verb: str, plan: Plan, *more: Any) -> AsyncIterator[dict[str, Any
     yield {"report": Measurement(fit(plan), run, ()).to_json()}
 
 
-@pytest.mark.parametrize("size", COUNTS, ids=[f"{w}x{h}" for w, h in COUNTS])
-def test_two_thousand_random_keys(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(process, "lines", said)  # what runs beside the screen has its own tests
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What runs beside the screen has its own tests; what is written is the test's own."""
+    monkeypatch.setattr(process, "lines", said)
     monkeypatch.setattr(process, "find_spec", lambda name: object())
     monkeypatch.setenv("XDG_DOWNLOAD_DIR", str(tmp_path))
     monkeypatch.setattr(timings, "folder", lambda: str(tmp_path))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("size", COUNTS, ids=[f"{w}x{h}" for w, h in COUNTS])
+def test_two_thousand_random_keys(size: tuple[int, int]) -> None:
     chance = random.Random(f"{SEED} {size}")
     keys = chance.choices(KEYS, k=COUNTS[size])
 
@@ -84,6 +89,38 @@ def test_two_thousand_random_keys(
         assert pilot.app.view.plan == question()
 
     drive(script, size)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("size", [(80, 24), (160, 45)], ids=["80x24", "160x45"])
+def test_keys_faster_than_the_screen(size: tuple[int, int]) -> None:
+    """Bursts without a pause, as a paste sends them; Pilot waits 40 ms after each key."""
+    characters = {"space": " ", "question_mark": "?", "plus": "+", "minus": "-"}
+    keys = [
+        key for key in KEYS if key not in ("ctrl+p", "/", "slash", "q")
+    ]  # nor Textual's palette
+    chosen = random.Random(SEED + size[0]).choices(keys, k=400)
+
+    async def script(pilot: Pilot[Any]) -> None:
+        for i in range(0, len(chosen), BATCH):
+            for key in chosen[i : i + BATCH]:
+                pilot.app.post_message(Key(key, key if len(key) == 1 else characters.get(key)))
+            await press(pilot)
+            consistent(pilot.app, size)
+
+    drive(script, size)
+
+
+def test_a_view_is_left_once() -> None:
+    async def script(pilot: Pilot[Any]) -> None:
+        await press(pilot, "e")
+        page = pilot.app.screen
+        page.dismiss()
+        page.dismiss()
+        await press(pilot)
+        assert isinstance(pilot.app.screen, Fit)
+
+    drive(script)
 
 
 def test_in_a_real_terminal_it_paints_answers_and_leaves_it_as_it_was() -> None:

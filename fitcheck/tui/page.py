@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.screen import Screen
@@ -57,6 +58,7 @@ class Page(Screen[Any]):
         Binding("pagedown,space", "scroll(10)", "page down", show=False),
     ]
     NAME = ""
+    leaving = False
 
     @property
     def fitcheck(self) -> FitCheckApp:
@@ -96,9 +98,16 @@ class Page(Screen[Any]):
         raise NotImplementedError
 
     async def action_dismiss(self, result: Any = None) -> None:
-        """Back, once: a second escape may come before the first was heeded."""
+        """Back."""
         if self.is_current:
             await super().action_dismiss(result)
+
+    def dismiss(self, result: Any = None) -> AwaitComplete:
+        """Leave, once: a second key may come before the first was heeded."""
+        if self.leaving:
+            return AwaitComplete.nothing()  # type: ignore[no-any-return,no-untyped-call]
+        self.leaving = True
+        return super().dismiss(result)
 
     def action_scroll(self, lines: int) -> None:
         page = self.query_one("#page", Lines)
