@@ -50,11 +50,13 @@ def traced_layers(
         else:
             runs.append((kept, 0, cost.training, cost.kept, cost.backward - cost.kept))
             kept += cost.kept
-    total = made = sum(cost.gradients for cost in costs)
+    # Where there are older gradients, each new one is added to its own and freed.
+    own_gradients = [0 if accumulate else cost.gradients for cost in costs]
+    total = made = sum(own_gradients)
     forward = Stage("forward", "layer", 0, 0, 0, 0)
     backward = forward._replace(phase="backward")
     for i, (before, cast, rising, own, falling) in enumerate(runs, 1):
-        made -= costs[i - 1].gradients  # of the layers above it
+        made -= own_gradients[i - 1]  # of the layers above it
         up = Stage("forward", f"layer {i}", before, cast, rising, 0)
         down = Stage("backward", f"layer {i}", before + own, 0, falling, waiting + made)
         forward, backward = max(forward, up, key=_held), max(backward, down, key=_held)
