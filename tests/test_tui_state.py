@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,13 @@ def test_a_session_begins_where_the_last_one_ended() -> None:
         assert (pilot.app.theme, pilot.app.view.card) == ("nord", PRETENDED)
 
     drive(second, app=FitCheckApp(state=kept))
+
+
+def test_a_card_that_the_catalog_lacks_does_not_spoil_the_state() -> None:
+    plan = question()
+    strange = plan.change(gpu=replace(plan.gpu, id="this-machine/strange"))
+    assert state.save(State(strange, live=True, pins=(strange, plan), theme="nord")) == ""
+    assert state.load() == (State(None, live=True, pins=(plan,), theme="nord"), "")
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,14 @@ def save(state: State) -> str:
 
 
 def of_catalog(plan: Plan) -> bool:
-    """Whether all its models are the catalog's: starting must not wait for the Hub or a disk."""
+    """Whether its card and models are the catalog's: starting must not wait for the Hub or a disk.
+
+    A card of this machine that the catalog lacks is looked at again anyway.
+    """
     models = [plan.model, plan.reward_architecture, plan.critic_architecture]
-    return all(_known(model.id) for model in models if model is not None)
+    return any(card.id == plan.gpu.id for card in catalog.gpus()) and all(
+        _known(model.id) for model in models if model is not None
+    )
 
 
 def _known(name: object) -> bool:
