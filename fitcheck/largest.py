@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fitcheck import worker
-from fitcheck.advice.ceiling import boundary, level
+from fitcheck.advice.ceiling import boundary, halved, level
 from fitcheck.errors import FitCheckError
 from fitcheck.fit import fit
 from fitcheck.measured import Measurement
@@ -80,13 +80,7 @@ def searched(fits: Callable[[int], bool], start: int) -> int:
         while low > 0 and not fits(low):
             high, step = low, 2 * step
             low = max(0, high - step)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+    return halved(fits, low, high)
 
 
 def _at(plan: Plan, size: int) -> Plan:

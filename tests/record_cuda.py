@@ -14,7 +14,6 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,11 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fitcheck.bench.attention import implementation  # noqa: E402
-from fitcheck.bench.recorder import Recorder  # noqa: E402
 from fitcheck.catalog import find_model  # noqa: E402
 from fitcheck.gpu import GPU  # noqa: E402
 from fitcheck.model import Model  # noqa: E402
 from fitcheck.plan import Plan  # noqa: E402
+from tests.cuda_steps import PeakRecorder  # noqa: E402
 
 DATA = Path(__file__).parent / "data" / "cuda_peaks.json"
 bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
@@ -308,21 +307,6 @@ def record_operator(case: Callable[[str], Callable[[], Any]]) -> int:
         elif event["action"] == "free_requested":
             held -= sizes.pop(event["addr"], 0)
     return most
-
-
-class PeakRecorder(Recorder):
-    """The allocator's own peaks, phase by phase: [allocated, reserved]."""
-
-    def __init__(self) -> None:
-        self.peaks: dict[str, list[int]] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        torch.cuda.reset_peak_memory_stats()
-        yield
-        peak = self.peaks.setdefault(name, [0, 0])
-        peak[0] = max(peak[0], torch.cuda.max_memory_allocated())
-        peak[1] = max(peak[1], torch.cuda.max_memory_reserved())
 
 
 def record_step(plan: Plan) -> dict[str, list[int]]:

@@ -88,7 +88,11 @@ def boundary(fits: Callable[[int], bool], start: int, most: int) -> int:
     low, high = 0, start
     while high <= most and fits(high):
         low, high = high, 2 * high
-    high = min(high, most + 1)
+    return halved(fits, low, min(high, most + 1))
+
+
+def halved(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The last number that fits, between one that fits and one that does not."""
     while high - low > 1:
         middle = (low + high) // 2
         if fits(middle):
