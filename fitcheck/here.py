@@ -55,7 +55,7 @@ def plan_here(
     found = found or machine.detect()
     if not found.accelerators:
         wishes = dict(fields) if model else {**_small(fields), **fields}
-        return Here(resolve(model or TINY, **wishes), {})
+        return Here(_in_ram(resolve(model or TINY, **wishes), found), {})
     card = _asked(found, fields.get("gpu"))
     ram = found.ram.usable_bytes if found.ram else None
     wishes = {"ram": ram, **fields, "gpu": card.card, "memory": card.usable}
@@ -65,6 +65,18 @@ def plan_here(
     elif len(found.accelerators) > 1 and card.vendor == "amd":
         environment["HIP_VISIBLE_DEVICES"] = str(card.index)
     return Here(resolve(model, **wishes) if model else _largest(wishes), environment)
+
+
+def _in_ram(plan: Plan, found: machine.Machine) -> Plan:
+    """The plan; FitCheckError where its step is too large for the memory of a CPU."""
+    needed, usable = judged(plan).allocated_bytes, found.ram.usable_bytes if found.ram else None
+    if usable is not None and needed > usable:
+        raise FitCheckError(
+            f"no GPU was found, and for this CPU the step is too large: it takes {needed:,} B of "
+            f"RAM, {usable:,} B are usable",
+            "leave out the model for a tiny one, or trace the step: fitcheck dryrun",
+        )
+    return plan
 
 
 def _small(fields: Mapping[str, Any]) -> dict[str, Any]:

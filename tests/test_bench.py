@@ -77,6 +77,14 @@ def test_without_a_card_a_tiny_model_runs(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked.prompt == 512  # a plan that is asked for is not made smaller
 
 
+def test_a_cpu_is_asked_for_no_more_than_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch)
+    assert here.plan_here("llama-3.1-8b", {"method": "sft"}).plan.model.num_layers == 32
+    with pytest.raises(FitCheckError, match="too large: it takes") as fault:
+        here.plan_here("llama-3.1-405b", {"method": "sft"})
+    assert "fitcheck dryrun" in fault.value.hint
+
+
 def test_the_card_that_is_judged_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     first = card(24, uuid="GPU-1", used_bytes=20 * GIB)
     second = card(80, "h100", index=1, uuid="GPU-2")
