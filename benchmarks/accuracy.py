@@ -29,7 +29,7 @@ from tests.agreement import METHODS, REGIMES, Agreement, agreement, plan_of
 
 TABLE = Path(__file__).parent.parent / "docs" / "accuracy.md"
 LAYERS = 3
-LARGEST = 10e9  # parameters of a model that is traced whole, since its layers are of several kinds
+LARGEST = 3e9  # parameters of a model that is traced whole, since its layers are of several kinds
 PAIRS = ("gpt_neo",)  # whose layers come in pairs: two of them
 
 
