@@ -14,7 +14,6 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fitcheck.bench.attention import implementation  # noqa: E402
 from fitcheck.catalog import find_model  # noqa: E402
 from fitcheck.gpu import GPU  # noqa: E402
-from fitcheck.model import Model  # noqa: E402
 from fitcheck.plan import Plan  # noqa: E402
-from tests.cuda_steps import PeakRecorder  # noqa: E402
+from tests.cuda_steps import PeakRecorder, cut  # noqa: E402
 
 DATA = Path(__file__).parent / "data" / "cuda_peaks.json"
 bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
@@ -83,20 +81,6 @@ PLANS: tuple[tuple[str, int, dict[str, Any]], ...] = (
 )
 
 
-def cut(name: str, layers: int) -> Model:
-    """A model of the catalog with fewer layers."""
-    whole = find_model(name)
-    head = whole.params_embedding * (1 if whole.tie_word_embeddings else 2)
-    layer = (whole.params - head - whole.hidden_size) // whole.num_layers
-    return replace(
-        whole,
-        params=whole.params - layer * (whole.num_layers - layers),
-        num_layers=layers,
-        kv_cache_groups=None,
-        layer_type_counts=None,
-    )
-
-
 def plan_of(name: str, layers: int, knobs: dict[str, Any]) -> Plan:
     """One of PLANS, for an A100 of 80 GB."""
     card = GPU.from_json(
@@ -104,7 +88,7 @@ def plan_of(name: str, layers: int, knobs: dict[str, Any]) -> Plan:
         | {"segment": "datacenter", "sources": ["test"], "checked": "2026-11-27"}
         | {"compute_capability": "8.0", "sm_count": 108}
     )
-    return Plan(model=cut(name, layers), gpu=card, **knobs)
+    return Plan(model=cut(find_model(name), layers), gpu=card, **knobs)
 
 
 def attention_case(
